@@ -1,0 +1,1 @@
+"""Agents trained by reinforcement learning. The modules in here need the extra ``rl``."""

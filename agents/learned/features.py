@@ -1,0 +1,143 @@
+"""What a learned agent sees of a pair: numbers that mean the same in every world and for every n, m, d."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.scores import FloatArray, Observation
+from prefenv.spaces import pair_mask, pair_table
+
+FEATURES = (
+    "gap of the reward means",
+    "standard deviation of the reward difference",
+    "larger reward mean, above the prompt's",
+    "smaller reward mean, above the prompt's",
+    "sum of the reward deviations",
+    "difference of the reward deviations",
+    "chance that one of the two is the best",
+    "chance that one of the two is the worst",
+    "gap of the implicit rewards",
+    "gap of the log-probabilities",
+    "mean of the log-probabilities",
+    "does the policy prefer the better one",
+    "gap of the log-lengths",
+    "distance of the embeddings",
+    "entropy of the prompt",
+    "share of the budget left",
+    "legal",
+)
+CLIP = 5.0  # standard deviations; one wild candidate must not drown the rest
+TINY = 1e-6
+
+
+def _standardised(values: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
+    """(..., n, m) in standard deviations from the mean over the pool's candidates; padding is 0."""
+    count = np.maximum(mask.sum(axis=(-2, -1), keepdims=True), 1)
+    mean = np.where(mask, values, 0.0).sum(axis=(-2, -1), keepdims=True) / count
+    centred = np.where(mask, values - mean, 0.0)
+    std = np.sqrt((centred**2).sum(axis=(-2, -1), keepdims=True) / count)
+    return centred / np.maximum(std, TINY)
+
+
+def _chance_of_extreme(samples: FloatArray, mask: NDArray[np.bool_], sign: float) -> FloatArray:
+    """(..., n, m) share of the (..., S, n, m) draws in which a candidate is its prompt's best (or worst)."""
+    values = np.where(mask[..., None, :, :], sign * samples, -np.inf)
+    best = values == values.max(axis=-1, keepdims=True)
+    return (best / best.sum(axis=-1, keepdims=True)).mean(axis=-3)
+
+
+def _embedding_distance(embedding: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
+    """(..., n, P) distance of two candidates' embeddings, over the mean distance of the pool's legal pairs."""
+    gram = embedding @ np.swapaxes(embedding, -1, -2)
+    first, second = pair_table(mask.shape[-1])
+    square = gram[..., first, first] + gram[..., second, second] - 2 * gram[..., first, second]
+    distance = np.where(pair_mask(mask), np.sqrt(np.maximum(square, 0.0)), 0.0)
+    count = np.maximum(pair_mask(mask).sum(axis=(-2, -1), keepdims=True), 1)
+    return distance / np.maximum(distance.sum(axis=(-2, -1), keepdims=True) / count, TINY)
+
+
+def pair_features(observation: Observation) -> NDArray[np.float32]:
+    """(..., n, P, F) float32: the F numbers of :data:`FEATURES` for every pair.
+
+    Rewards are measured in units of their spread over the pool, policy quantities in standard deviations of the pool.
+    All are symmetric in the two candidates.
+
+    Args:
+        observation: one, or a batch with leading axes.
+    """
+    entry = {name: np.asarray(value, dtype=np.float64) for name, value in observation.items()}
+    mask = entry["mask"].astype(bool)
+    first, second = pair_table(mask.shape[-1])
+    samples = entry["reward_samples"]
+    square = _masked(entry["reward_mean"] ** 2 + entry["reward_std"] ** 2, mask).sum(axis=(-2, -1), keepdims=True)
+    unit = np.maximum(np.sqrt(square / mask.sum(axis=(-2, -1), keepdims=True)), TINY)
+    mean = entry["reward_mean"] / unit
+    std = entry["reward_std"] / unit
+    prompt_mean = _masked(mean, mask).sum(axis=-1, keepdims=True) / mask.sum(axis=-1, keepdims=True)
+    centred = mean - prompt_mean
+    difference = (samples[..., first] - samples[..., second]).std(axis=-3) / unit
+    best = _chance_of_extreme(samples, mask, 1.0)
+    worst = _chance_of_extreme(samples, mask, -1.0)
+    implicit = _standardised(entry["implicit_reward"], mask)
+    logprob = _standardised(entry["logprob"], mask)
+    length = _standardised(np.log(np.maximum(entry["length"], 1.0)), mask)
+    entropy = entry["entropy"] - entry["entropy"].mean(axis=-1, keepdims=True)
+    entropy = entropy / np.maximum(entropy.std(axis=-1, keepdims=True), TINY)
+
+    def gap(values: FloatArray) -> FloatArray:
+        return values[..., first] - values[..., second]
+
+    def both(values: FloatArray) -> FloatArray:
+        return values[..., first] + values[..., second]
+
+    shape = gap(mean).shape
+    columns = (
+        np.abs(gap(mean)),
+        difference,
+        np.maximum(centred[..., first], centred[..., second]),
+        np.minimum(centred[..., first], centred[..., second]),
+        both(std),
+        np.abs(gap(std)),
+        both(best),
+        both(worst),
+        np.abs(gap(implicit)),
+        np.abs(gap(logprob)),
+        both(logprob) / 2,
+        np.sign(gap(mean)) * gap(logprob),
+        np.abs(gap(length)),
+        _embedding_distance(entry["embedding"], mask),
+        np.broadcast_to(entropy[..., None], shape),
+        np.broadcast_to(entry["budget"][..., None], shape),
+        pair_mask(mask),
+    )
+    features = np.clip(np.stack(columns, axis=-1), -CLIP, CLIP) * pair_mask(mask)[..., None]
+    return features.astype(np.float32)
+
+
+def _masked(values: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
+    return np.where(mask, values, 0.0)
+
+
+class PairFeatures(gym.ObservationWrapper):
+    """The environment with (n, P, F) float32 pair features for its observation."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        shape = pair_features(_zeros(env.observation_space)).shape
+        self.observation_space = gym.spaces.Box(-CLIP, CLIP, shape=shape, dtype=np.float32)
+
+    def observation(self, observation: Observation) -> NDArray[np.float32]:
+        """Features of all pairs."""
+        return pair_features(observation)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """As the environment's."""
+        return self.env.get_wrapper_attr("action_masks")()
+
+
+def _zeros(space: gym.Space) -> dict[str, NDArray[np.generic]]:
+    assert isinstance(space, gym.spaces.Dict)
+    zeros = {name: np.zeros(entry.shape or (), dtype=entry.dtype) for name, entry in space.items()}
+    return zeros | {"mask": np.ones_like(zeros["mask"])}

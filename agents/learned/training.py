@@ -1,0 +1,89 @@
+"""Training with Stable-Baselines3's PPO, in checkpoints, so that a stopped run goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+
+from agents.learned.features import PairFeatures
+from agents.learned.network import PairPolicy, save_scorer
+
+ROLLOUT_STEPS = 40  # a world's steps between updates: four episodes of ten rounds
+DISCOUNT = 0.9  # an early gain is enjoyed for longer: about the area under a curve of ten rounds
+CHECKPOINT_STEPS = 10_000
+TRAINING_SEEDS = 1_000_000_000  # training worlds are seeded from here on, evaluation worlds below
+
+
+class _Checkpoints(BaseCallback):
+    """Saves the model now and then, each file whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._saved_at = path, 0
+
+    def _on_training_start(self) -> None:
+        self._saved_at = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps - self._saved_at >= CHECKPOINT_STEPS:
+            self._saved_at = self.num_timesteps
+            partial = self._path.with_suffix(".partial.zip")
+            self.model.save(partial)
+            os.replace(partial, self._path)
+
+
+def train_ppo(
+    make_env: Callable[[], gym.Env],
+    out: str | Path,
+    steps: int,
+    seed: int = 0,
+    n_envs: int = 16,
+    progress: bool = True,
+) -> Path:
+    """Train a pair scorer by PPO and write its weights.
+
+    Args:
+        make_env: one environment with one pair a prompt, unseeded.
+        out: folder for ``checkpoint.zip`` (a stopped or shorter run goes on from it), ``tensorboard/`` and
+            ``ppo.safetensors``.
+        steps: environment steps in all, those of an earlier part included.
+        seed: of network, rollouts and worlds.
+        n_envs: environments side by side.
+        progress: show a bar.
+
+    Returns:
+        path of the weights.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.zip"
+    envs = make_vec_env(lambda: PairFeatures(make_env()), n_envs=n_envs)
+    if checkpoint.is_file():
+        model = PPO.load(checkpoint, env=envs, device="cpu")
+    else:
+        model = PPO(
+            PairPolicy, envs, seed=seed, device="cpu", n_steps=ROLLOUT_STEPS, batch_size=ROLLOUT_STEPS * n_envs // 4,
+            n_epochs=8, gamma=DISCOUNT, gae_lambda=DISCOUNT, learning_rate=1e-3, ent_coef=0.0,
+            tensorboard_log=str(folder / "tensorboard"),
+        )  # fmt: skip
+    envs.seed(TRAINING_SEEDS + (seed * n_envs) + model.num_timesteps)
+    left = steps - model.num_timesteps
+    if left > 0:
+        model.learn(
+            left, callback=_Checkpoints(checkpoint), progress_bar=progress, reset_num_timesteps=False, tb_log_name="ppo"
+        )
+    assert isinstance(model.policy, PairPolicy)
+    weights = folder / "ppo.safetensors"
+    model.save(checkpoint)
+    save_scorer(model.policy.scorer, weights, note=f"PPO, {model.num_timesteps} steps, seed {seed}")
+    envs.close()
+    return weights

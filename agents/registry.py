@@ -1,0 +1,122 @@
+"""Key → agent, in one place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gymnasium import spaces
+
+from agents.heuristic import ScoreAgent
+from agents.scores import Score, baseline, intervals, thompson
+from prefenv.types import unknown_name
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """One entry of the list of agents.
+
+    Attributes:
+        key: what ``agents.make`` and ``--agents`` take.
+        family: what it wants of a pair.
+        summary: one line.
+        source: where the method comes from.
+        judged: responses that the oracle has to look at for each prompt.
+        method: the score itself; its keyword-only parameters are the settings. Or, for a learned agent, what makes
+            the score from such settings.
+        privileged: sees the oracle's scores.
+        learned: ``method`` makes the score.
+    """
+
+    key: str
+    family: str
+    summary: str
+    source: str
+    judged: str
+    method: Callable[..., Any]
+    privileged: bool = False
+    learned: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """Name → default of each setting."""
+        parameters = inspect.signature(self.method).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _load_learned(*, weights: str | None = None) -> Score:
+    """The score of a trained network.
+
+    Raises:
+        ValueError: no weights are named.
+        ModuleNotFoundError: the package is installed without its extra ``rl``.
+    """
+    if weights is None:
+        raise ValueError("ppo needs trained weights: agents.make('ppo', weights='FILE.safetensors'); "
+                         "`prefenv train` makes them")  # fmt: skip
+    try:
+        from agents.learned.network import load_score
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"ppo needs '{error.name}': pip install 'prefenv[rl]'", name=error.name) from error
+    return load_score(weights)
+
+
+AUF = "ActiveUltraFeedback, arXiv 2603.09692"
+
+AGENTS: dict[str, AgentSpec] = {
+    spec.key: spec
+    for spec in (
+        AgentSpec("random", "baseline", "uniform over pairs", "baseline of both papers", "2", baseline.random),
+        AgentSpec("dts", "two best", "best of one posterior draw against best of another", AUF, "2", thompson.dts),
+        AgentSpec("drts", "large gap", "best of one posterior draw against worst of another", AUF, "2", thompson.drts),
+        AgentSpec("deltaucb", "large gap", "largest optimistic gap of the rewards", AUF, "2", intervals.deltaucb),
+        AgentSpec("infomax", "exploration", "widest interval of the preference chance", AUF, "2", intervals.infomax),
+        AgentSpec("maxmin", "large gap", "oracle's best against its worst", AUF, "m", baseline.maxmin, privileged=True),
+        AgentSpec(
+            "ppo", "learned", "a pair scorer trained by PPO in the simulator",
+            "ours; PPO: arXiv 1707.06347, Stable-Baselines3", "2", _load_learned, learned=True,
+        ),
+    )
+}  # fmt: skip
+
+
+def keys() -> list[str]:
+    """All agents' keys."""
+    return list(AGENTS)
+
+
+def spec(key: str) -> AgentSpec:
+    """What the list says of an agent.
+
+    Raises:
+        ValueError: there is none of this key; the closest is named.
+    """
+    if key not in AGENTS:
+        raise unknown_name("agent", key, AGENTS)
+    return AGENTS[key]
+
+
+def make(key: str, action_space: spaces.Space | None = None, seed: int | None = None, **settings: Any) -> ScoreAgent:
+    """The agent of a key.
+
+    Args:
+        key: one of :func:`keys`.
+        action_space: of one environment; None is one pair for each prompt.
+        seed: of the agent's own draws.
+        **settings: the method's, by name, as its docstring has them.
+
+    Raises:
+        ValueError: no such agent or setting; the closest is named.
+
+    Example:
+        >>> make("drts", seed=0, draw="interval").score.keywords
+        {'draw': 'interval'}
+    """
+    entry = spec(key)
+    for name in settings:
+        if name not in entry.settings():
+            raise unknown_name(f"setting of agent '{key}'", name, entry.settings())
+    score = entry.method(**settings) if entry.learned else partial(entry.method, **settings)
+    return ScoreAgent(score, action_space, seed)

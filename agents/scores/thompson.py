@@ -1,0 +1,118 @@
+"""Thompson methods: both candidates come from draws of the reward posterior.
+
+The pair that was drawn scores 1 and all others 0. ``draw="joint"`` uses the observation's joint draws, one reward
+function at a time; ``draw="interval"`` draws each candidate by itself, uniform on ``[r - width s, r + width s]``, as
+the public code of [AUF, arXiv 2603.09692] does.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.scores import FloatArray, Observation
+from prefenv.spaces import n_pairs, pair_index
+
+Draw = Literal["joint", "interval"]
+
+
+def dts(
+    observation: Observation, rng: np.random.Generator, *, draw: Draw = "joint", width: float = 1.0, redraws: int = 30
+) -> FloatArray:
+    """Double Thompson sampling: the best of one draw against the best of another.
+
+    The second is drawn again while it equals the first, ``redraws`` times at most (fewer if there are fewer joint
+    draws), then taken uniformly from the others. Once the posterior is sure of one best candidate, that fallback is
+    what chooses the opponent.
+
+    Args:
+        observation: with ``reward_samples`` (..., S, n, m) for joint draws, else ``reward_mean`` and ``reward_std``.
+        rng: one uniform array is drawn.
+        draw: "joint" or "interval".
+        width: half the interval in standard deviations; only with draw="interval".
+        redraws: for the second candidate.
+
+    Returns:
+        (..., n, P): 1 for the pair, 0 for the others.
+
+    Raises:
+        ValueError: another ``draw``, ``redraws`` below 1, fewer than two joint draws.
+    """
+    return _drawn_pair(observation, rng, draw, width, redraws, second_sign=1.0)
+
+
+def drts(
+    observation: Observation, rng: np.random.Generator, *, draw: Draw = "joint", width: float = 1.0, redraws: int = 30
+) -> FloatArray:
+    """Double reverse Thompson sampling: the best of one draw against the worst of another [AUF].
+
+    Arguments, result and errors as in :func:`dts`.
+    """
+    return _drawn_pair(observation, rng, draw, width, redraws, second_sign=-1.0)
+
+
+def _drawn_pair(
+    observation: Observation,
+    rng: np.random.Generator,
+    draw: Draw,
+    width: float,
+    redraws: int,
+    second_sign: float,
+) -> FloatArray:
+    if redraws < 1:
+        raise ValueError(f"redraws={redraws} must be at least 1")
+    mask = np.asarray(observation["mask"], dtype=bool)
+    if draw == "joint":
+        draws, tie_noise = _joint_draws(observation, rng, redraws)
+    elif draw == "interval":
+        draws, tie_noise = _interval_draws(observation, rng, width, redraws)
+    else:
+        raise ValueError(f"draw={draw!r} must be 'joint' or 'interval'")
+    first = _argmax(draws[..., :1, :], mask, tie_noise[..., 0, :])[..., 0]  # (..., n)
+    others = mask & (np.arange(mask.shape[-1]) != first[..., None])
+    later = _argmax(second_sign * draws[..., 1:, :], mask, tie_noise[..., 1, :])  # (..., n, redraws)
+    differs = later != first[..., None]
+    drawn = np.take_along_axis(later, differs.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    fallback = np.where(others, tie_noise[..., 2, :], -1.0).argmax(axis=-1)
+    second = np.where(differs.any(axis=-1), drawn, fallback)
+    return _one_hot(first, second, mask.shape[-1])
+
+
+def _joint_draws(observation: Observation, rng: np.random.Generator, redraws: int) -> tuple[FloatArray, FloatArray]:
+    """Draws (..., n, 1 + redraws or S, m) in an order shuffled for each prompt, and noise (..., n, 3, m)."""
+    samples = np.moveaxis(np.asarray(observation["reward_samples"], dtype=np.float64), -3, -2)  # (..., n, S, m)
+    *lead, n, n_samples, m = samples.shape
+    if n_samples < 2:
+        raise ValueError("two Thompson draws need n_samples of at least 2 in the observation")
+    noise = rng.random((*lead, n, n_samples + 3 * m))
+    order = noise[..., :n_samples].argsort(axis=-1)[..., : 1 + redraws]
+    draws = np.take_along_axis(samples, order[..., None], axis=-2)
+    return draws, noise[..., n_samples:].reshape(*lead, n, 3, m)
+
+
+def _interval_draws(
+    observation: Observation, rng: np.random.Generator, width: float, redraws: int
+) -> tuple[FloatArray, FloatArray]:
+    """Draws (..., n, 1 + redraws, m), each uniform in its candidate's interval, and noise (..., n, 3, m)."""
+    if not width >= 0:
+        raise ValueError(f"width={width} standard deviations must be 0 or more")
+    mean = np.asarray(observation["reward_mean"], dtype=np.float64)
+    std = np.asarray(observation["reward_std"], dtype=np.float64)
+    noise = rng.random((*mean.shape[:-1], 1 + redraws + 3, mean.shape[-1]))
+    draws = mean[..., None, :] + width * std[..., None, :] * (2 * noise[..., :-3, :] - 1)
+    return draws, noise[..., -3:, :]
+
+
+def _argmax(values: FloatArray, mask: NDArray[np.bool_], tie_noise: FloatArray) -> NDArray[np.int64]:
+    """(..., n, T) best candidate of (..., n, T, m) values; ties go to the largest of (..., n, m) noise."""
+    values = np.where(mask[..., None, :], values, -np.inf)
+    best = values == values.max(axis=-1, keepdims=True)
+    return np.asarray(np.where(best, tie_noise[..., None, :], -1.0).argmax(axis=-1))
+
+
+def _one_hot(first: NDArray[np.int64], second: NDArray[np.int64], m: int) -> FloatArray:
+    score = np.zeros((*first.shape, n_pairs(m)))
+    np.put_along_axis(score, pair_index(first, second, m)[..., None], 1.0, axis=-1)
+    return score

@@ -1,0 +1,76 @@
+"""The command ``prefenv``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+import agents
+import prefenv
+from experiments.compare import CompareConfig, compare
+from experiments.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class AgentsConfig:
+    """List the agents: key, family, judged responses for each prompt, what it does, source."""
+
+
+@dataclass(frozen=True)
+class WorldsConfig:
+    """List the worlds: key, what it is, source."""
+
+
+Command = (
+    Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[AgentsConfig, tyro.conf.subcommand("agents")]
+    | Annotated[WorldsConfig, tyro.conf.subcommand("worlds")]
+)
+
+
+def _list_agents() -> None:
+    for key, spec in agents.AGENTS.items():
+        privileged = " [privileged]" if spec.privileged else ""
+        print(f"{key:10} {spec.family:12} judged {spec.judged:2} {spec.summary}{privileged} ({spec.source})")
+
+
+def _list_worlds() -> None:
+    for key, spec in prefenv.WORLDS.items():
+        print(f"{key:10} {spec.summary} ({spec.source})")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 when all went well, 1 when a run failed, 2 when what was asked for cannot be."""
+    logging.basicConfig(level=logging.WARNING)
+    config = tyro.cli(
+        Command,  # type: ignore[arg-type]  # a union of dataclasses is what it takes
+        prog="prefenv",
+        description="Which pairs of responses are worth having labelled? Compare and train acquisition policies.",
+        args=arguments,
+    )
+    try:
+        if isinstance(config, CompareConfig):
+            return compare(config)
+        if isinstance(config, TrainConfig):
+            weights = train(config)
+            print(f"weights: {weights}\ncompare: prefenv compare --agents random ppo --ppo-weights {weights}")
+        elif isinstance(config, AgentsConfig):
+            _list_agents()
+        else:
+            _list_worlds()
+    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

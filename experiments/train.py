@@ -1,0 +1,93 @@
+"""``prefenv train``: an agent learns to acquire, by PPO."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gymnasium as gym
+
+import prefenv  # registers the environments
+from prefenv.llm.settings import LLMSettings
+from prefenv.synthetic.settings import SyntheticSettings
+
+assert prefenv.ENV_IDS
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an acquisition policy by PPO and write its weights, for `prefenv compare --agents ppo --ppo-weights FILE`.
+
+    The policy scores pairs by numbers that mean the same in every world, so weights trained in the simulator choose in
+    a world of any size. A stopped run goes on from its last checkpoint when it is started again.
+    """
+
+    out: Path = Path("runs/train")
+    """Folder for the weights (ppo.safetensors), the checkpoint and the TensorBoard events."""
+    steps: int = 30_000
+    """Environment steps in all; raise it to train an agent further."""
+    world: str = "synthetic"
+    """World to train in: see `prefenv worlds`."""
+    rounds: int = 10
+    """Rounds in an episode, each with one label for each prompt."""
+    seed: int = 0
+    """Of network, rollouts and training worlds."""
+    n_envs: int = 16
+    """Environments side by side; 1 for the llm world, which holds a model for each."""
+    progress: bool = True
+    """Show a progress bar."""
+    synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
+    """Settings of the simulator."""
+    llm: LLMSettings = field(default_factory=LLMSettings)
+    """Settings of the language model world."""
+
+
+def train(config: TrainConfig) -> Path:
+    """Train and return the path of the weights.
+
+    Raises:
+        ValueError: a number below 1, an unknown world, or a folder that holds training of another configuration.
+        ModuleNotFoundError: the package is installed without its extra ``rl``.
+    """
+    for name in ("steps", "rounds", "n_envs"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    settings = world_settings_of(config.world, config.synthetic, config.llm)
+    try:
+        from agents.learned.training import train_ppo
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"training needs '{error.name}': pip install 'prefenv[rl]'", name=error.name
+        ) from error
+    _same_configuration(config, settings)
+
+    def make_env() -> gym.Env:
+        world = prefenv.WORLDS[config.world].build(settings)
+        return gym.make("PrefAcquire-v0", world=world, budget=config.rounds * world.n_prompts)
+
+    return train_ppo(make_env, config.out, config.steps, config.seed, config.n_envs, config.progress)
+
+
+def world_settings_of(key: str, synthetic: SyntheticSettings, llm: LLMSettings) -> SyntheticSettings | LLMSettings:
+    """The settings that belong to a world's key.
+
+    Raises:
+        ValueError: no such world.
+    """
+    if key not in prefenv.WORLDS:
+        raise prefenv.types.unknown_name("world", key, prefenv.WORLDS)
+    by_type: dict[type, SyntheticSettings | LLMSettings] = {SyntheticSettings: synthetic, LLMSettings: llm}
+    return by_type[prefenv.WORLDS[key].settings]
+
+
+def _same_configuration(config: TrainConfig, settings: SyntheticSettings | LLMSettings) -> None:
+    """Keep the configuration beside the checkpoint, so that training never goes on under another one."""
+    file = config.out / "train.json"
+    kept = {name: getattr(config, name) for name in ("world", "rounds", "seed", "n_envs")}
+    text = json.dumps(kept | {"settings": dataclasses.asdict(settings)}, indent=1)
+    if file.exists() and file.read_text() != text:
+        raise ValueError(f"{config.out} holds training with other settings (see {file}): name another --out")
+    config.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)

@@ -1,0 +1,62 @@
+"""Win rates with intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit
+
+from prefenv.types import FloatArray, WinRate
+
+Z_95 = 1.959964  # normal quantile of a two-sided 95 % interval
+
+
+def win_rate(wins: FloatArray) -> WinRate:
+    """Mean of one value in [0, 1] for each prompt, with its normal 95 % interval over prompts.
+
+    Args:
+        wins: (E,), chance (or share, ties one half) of winning at each evaluation prompt.
+
+    Returns:
+        the interval is clipped to [0, 1].
+
+    Raises:
+        ValueError: nothing to average.
+
+    >>> win_rate(np.array([0.5, 0.5])).high
+    0.5
+    """
+    if wins.size == 0:
+        raise ValueError("a win rate needs at least one evaluation prompt")
+    mean = float(np.clip(wins.mean(), 0.0, 1.0))
+    half = Z_95 * float(wins.std(ddof=1)) / np.sqrt(wins.size) if wins.size > 1 else 0.0
+    return WinRate(mean, max(0.0, mean - half), min(1.0, mean + half), wins.size)
+
+
+def preference_prob(gap: FloatArray, temperature: float) -> FloatArray:
+    """sig(gap / temperature), element by element: the chance to be preferred by so much more reward.
+
+    Temperature 0 is the limit: 1 for more reward, 0 for less, one half for the same.
+
+    >>> preference_prob(np.array([-1.0, 0.0, 1.0]), 0.0)
+    array([0. , 0.5, 1. ])
+    """
+    if temperature == 0:
+        return np.asarray(0.5 + 0.5 * np.sign(gap))
+    with np.errstate(over="ignore"):  # an infinite ratio is a sure win
+        return np.asarray(expit(gap / temperature))
+
+
+def chance_to_beat(reward: FloatArray, reference_prob: FloatArray, temperature: float) -> FloatArray:
+    """b(y) = sum_y' reference(y') sig((r(y) - r(y')) / temperature): a constant of the episode.
+
+    Args:
+        reward: (..., K) of the responses to a prompt.
+        reference_prob: (..., K), sums to one.
+        temperature: of the judge; 0 is the larger reward wins, ties one half.
+
+    Returns:
+        (..., K) float64 in [0, 1]. The win rate of a policy p is ``(p * b).sum(-1)``, with both responses drawn
+        independently.
+    """
+    wins = preference_prob(reward[..., :, None] - reward[..., None, :], temperature)
+    return np.asarray((wins * reference_prob[..., None, :]).sum(-1))

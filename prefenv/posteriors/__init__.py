@@ -1,0 +1,1 @@
+"""Beliefs about the reward, learned from labels."""

@@ -1,0 +1,1 @@
+"""The simulator: NumPy and SciPy only."""

@@ -1,0 +1,232 @@
+"""What crosses a seam between two parts: frozen, validated dataclasses.
+
+Symbols: n prompts, m candidates, k labels, d embedding size, S posterior draws.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.integer]
+BoolArray = NDArray[np.bool_]
+
+
+def unknown_name(what: str, given: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that does not exist, with the closest one that does.
+
+    >>> str(unknown_name("agent", "drst", ["drts", "random"]))
+    "unknown agent 'drst': did you mean 'drts'? There are: drts, random"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return ValueError(f"unknown {what} '{given}': {hint}There are: {', '.join(names)}")
+
+
+def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+
+
+def _require_finite(name: str, array: np.ndarray) -> None:
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{name} holds NaN or infinite values")
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """n prompts with up to m candidates each, and what a model knows of them.
+
+    Entries where ``mask`` is False are padding; their values must be finite but mean nothing.
+
+    Attributes:
+        prompt_id: (n,) int64, no two alike; a world's own number for each prompt.
+        embedding: (n, m, d) float32.
+        logprob: (n, m) float32, nats: log-probability of the whole response under the policy at the draw.
+        length: (n, m) float32, tokens.
+        implicit_reward: (n, m) float32, beta * log(policy / reference).
+        entropy: (n,) float32, nats: predictive entropy of the policy at the prompt.
+        generator: (n, m) int64, which model wrote the candidate.
+        mask: (n, m) bool, at least two candidates a prompt.
+
+    Raises:
+        ValueError: a shape, a value or the mask is not as above.
+    """
+
+    prompt_id: IntArray
+    embedding: FloatArray
+    logprob: FloatArray
+    length: FloatArray
+    implicit_reward: FloatArray
+    entropy: FloatArray
+    generator: IntArray
+    mask: BoolArray
+
+    def __post_init__(self) -> None:
+        if self.embedding.ndim != 3:
+            raise ValueError(f"embedding must be (n, m, d), got shape {self.embedding.shape}")
+        n, m, _ = self.embedding.shape
+        for name, shape in {
+            "prompt_id": (n,), "logprob": (n, m), "length": (n, m), "implicit_reward": (n, m),
+            "entropy": (n,), "generator": (n, m), "mask": (n, m),
+        }.items():  # fmt: skip
+            _require_shape(name, getattr(self, name), shape)
+        for name in ("embedding", "logprob", "length", "implicit_reward", "entropy"):
+            _require_finite(name, getattr(self, name))
+        if self.mask.dtype != np.bool_:
+            raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+        if np.any(self.mask.sum(axis=1) < 2):
+            raise ValueError("every prompt of a pool needs at least two candidates: leave the others out")
+        if len(np.unique(self.prompt_id)) != n:
+            raise ValueError("a pool holds a prompt twice")
+
+    @property
+    def n_prompts(self) -> int:
+        """N."""
+        return int(self.embedding.shape[0])
+
+    @property
+    def n_candidates(self) -> int:
+        """M."""
+        return int(self.embedding.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """k pairs of candidates, each of one prompt, first < second.
+
+    Attributes:
+        prompt: (k,) int64, row of the pool.
+        first: (k,) int64, candidate.
+        second: (k,) int64, candidate.
+
+    Raises:
+        ValueError: shapes differ, or a pair is not ordered (so never i = j).
+    """
+
+    prompt: IntArray
+    first: IntArray
+    second: IntArray
+
+    def __post_init__(self) -> None:
+        _require_shape("first", self.first, self.prompt.shape)
+        _require_shape("second", self.second, self.prompt.shape)
+        if np.any(self.first < 0) or np.any(self.first >= self.second):
+            raise ValueError("a pair needs 0 <= first < second: two different candidates in order")
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+@dataclass(frozen=True, eq=False)
+class Preferences:
+    """Labels: of two candidates of one prompt, which was preferred.
+
+    Attributes:
+        prompt: (k,) int64, row of the pool.
+        chosen: (k,) int64, candidate.
+        rejected: (k,) int64, candidate.
+        abstained: comparisons that were asked for and got no answer; they are not among the k.
+
+    Raises:
+        ValueError: shapes differ, or a candidate is preferred to itself.
+    """
+
+    prompt: IntArray
+    chosen: IntArray
+    rejected: IntArray
+    abstained: int = 0
+
+    def __post_init__(self) -> None:
+        _require_shape("chosen", self.chosen, self.prompt.shape)
+        _require_shape("rejected", self.rejected, self.prompt.shape)
+        if np.any(self.chosen == self.rejected):
+            raise ValueError("a candidate cannot be preferred to itself")
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """What the posterior says of the rewards of n × m candidates.
+
+    Attributes:
+        mean: (n, m) float32, in units of log-odds of being preferred.
+        std: (n, m) float32, same units.
+        samples: (S, n, m) float32, joint draws: one draw is one reward function for all candidates.
+    """
+
+    mean: FloatArray
+    std: FloatArray
+    samples: FloatArray
+
+    def __post_init__(self) -> None:
+        _require_shape("std", self.std, self.mean.shape)
+        _require_shape("samples", self.samples, (self.samples.shape[0], *self.mean.shape))
+        for name in ("mean", "std", "samples"):
+            _require_finite(name, getattr(self, name))
+        if np.any(self.std < 0):
+            raise ValueError("a standard deviation is negative")
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """A win rate in [0, 1] against the reference, with a 95 % interval over evaluation prompts.
+
+    Attributes:
+        mean: ties count one half.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        n: evaluation prompts.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low <= self.mean <= self.high <= 1.0:
+            raise ValueError(f"not a win rate in its interval: {self.low} <= {self.mean} <= {self.high}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation of the policy on held-out prompts found.
+
+    Attributes:
+        win_rate: against the reference, by the reward that the oracle labels with.
+        second: the same by a second judge, who did not label.
+        capability: a value besides the reward; the world says which. NaN where not measured.
+        kl: nats a response: KL(policy || reference), mean over evaluation prompts.
+        posterior_accuracy: share of held-out pairs that the posterior mean ranks as the oracle's reward does.
+    """
+
+    win_rate: WinRate
+    second: WinRate
+    capability: float
+    kl: float
+    posterior_accuracy: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds of each part of a step.
+
+    Two are always equal: how long a step took is no part of what the step did, so a comparison of two ``info``
+    (Gymnasium's ``check_env`` makes one) is about what happened.
+    """
+
+    draw: float = field(default=0.0, compare=False)
+    observe: float = field(default=0.0, compare=False)
+    label: float = field(default=0.0, compare=False)
+    update: float = field(default=0.0, compare=False)
+    step: float = field(default=0.0, compare=False)
+    evaluate: float = field(default=0.0, compare=False)

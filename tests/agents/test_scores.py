@@ -1,0 +1,208 @@
+"""Each score by hand, and what must hold for all."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+
+import agents
+from agents.scores import baseline, intervals, thompson
+from prefenv.spaces import n_pairs, pair_index, pair_table
+from tests.conftest import make_observation
+
+HEURISTICS = [key for key, spec in agents.AGENTS.items() if not spec.learned]
+SAMPLED = ["random", "dts", "drts"]  # the others are functions of the observation
+
+
+def score_of(key, observation, seed=0, **settings_):
+    return agents.spec(key).method(observation, np.random.default_rng(seed), **settings_)
+
+
+def by_hand(mean, std, samples=None):
+    """An observation of one prompt with these numbers."""
+    mean, std = np.array([mean], dtype=np.float32), np.array([std], dtype=np.float32)
+    return {
+        "mask": np.ones_like(mean, dtype=np.int8),
+        "reward_mean": mean,
+        "reward_std": std,
+        "reward_samples": np.zeros((2, *mean.shape)) if samples is None else np.array(samples)[:, None, :],
+    }
+
+
+def test_deltaucb_by_hand():
+    score = intervals.deltaucb(by_hand([0, 1, 3], [1, 0.5, 0]), np.random.default_rng(), width=2.0)
+    # |r_i - r_j| + 2 (s_i + s_j) for (0,1), (0,2), (1,2)
+    np.testing.assert_allclose(score, [[1 + 3, 3 + 2, 2 + 1]])
+
+
+def test_infomax_by_hand():
+    score = intervals.infomax(by_hand([0, 1, 3], [1, 0.5, 0]), np.random.default_rng(), width=1.0)
+    expected = [
+        expit((0 + 1) - (1 - 0.5)) - expit((0 - 1) - (1 + 0.5)),
+        expit((0 + 1) - 3) - expit((0 - 1) - 3),
+        expit((1 + 0.5) - 3) - expit((1 - 0.5) - 3),
+    ]
+    np.testing.assert_allclose(score, [expected], rtol=1e-6)
+
+
+def test_maxmin_by_hand_and_without_its_privilege():
+    observation = by_hand([0, 0, 0], [1, 1, 1]) | {"oracle_score": np.array([[2.0, -1.0, 0.5]])}
+    np.testing.assert_allclose(baseline.maxmin(observation, np.random.default_rng()), [[3.0, 1.5, 1.5]])
+    del observation["oracle_score"]
+    with pytest.raises(ValueError, match="privileged=True"):
+        baseline.maxmin(observation, np.random.default_rng())
+
+
+def chosen_pair(score):
+    first, second = pair_table(3)
+    index = int(score[0].argmax())
+    return first[index], second[index]
+
+
+def test_dts_takes_the_two_best_and_drts_best_and_worst():
+    # in every draw 2 > 1 > 0, but for one draw in which 1 is best: then dts can only choose (1, 2)
+    samples = [[0, 1, 2], [0, 2, 1]] * 4
+    observation = by_hand([0, 1, 2], [1, 1, 1], samples)
+    for seed in range(20):
+        assert chosen_pair(thompson.dts(observation, np.random.default_rng(seed))) == (1, 2)
+        assert chosen_pair(thompson.drts(observation, np.random.default_rng(seed))) in {(0, 1), (0, 2)}
+
+
+def test_a_sure_dts_takes_its_opponent_uniformly():
+    observation = by_hand([0, 1, 9], [0.1, 0.1, 0.1], [[0, 1, 9]] * 8)
+    pairs = [chosen_pair(thompson.dts(observation, np.random.default_rng(seed))) for seed in range(400)]
+    assert set(pairs) == {(0, 2), (1, 2)}
+    assert pairs.count((0, 2)) == pytest.approx(200, abs=45)
+
+
+def test_interval_draws_stay_in_their_intervals():
+    # intervals [-1, 1], [0, 2], [5, 7]: the best is sure, the worst is 0 or 1
+    observation = by_hand([0, 1, 6], [1, 1, 1])
+    pairs = [chosen_pair(thompson.drts(observation, np.random.default_rng(s), draw="interval")) for s in range(400)]
+    assert set(pairs) == {(0, 2), (1, 2)}
+    # P(u0 > u1) for u0 in [-1, 1], u1 in [0, 2] is 1/8
+    assert pairs.count((1, 2)) == pytest.approx(50, abs=25)
+    sure = [
+        chosen_pair(thompson.drts(observation, np.random.default_rng(s), draw="interval", width=0.4)) for s in range(50)
+    ]
+    assert set(sure) == {(0, 2)}
+
+
+@pytest.mark.parametrize("key", HEURISTICS)
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (3, 4), (2, 9)])
+def test_shape_and_batch(key, n, m):
+    rng = np.random.default_rng(0)
+    assert score_of(key, make_observation(rng, n=n, m=m)).shape == (n, n_pairs(m))
+    assert score_of(key, make_observation(rng, batch=(2, 5), n=n, m=m)).shape == (2, 5, n, n_pairs(m))
+
+
+@pytest.mark.parametrize("key", HEURISTICS)
+def test_a_batch_is_its_members_one_after_the_other(key):
+    batch = make_observation(np.random.default_rng(0), batch=(6,))
+    one, many = agents.make(key, seed=3), agents.make(key, seed=3)
+    together, _ = many.predict(batch)
+    alone = [one.predict({name: value[b] for name, value in batch.items()})[0] for b in range(6)]
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("key", [key for key in HEURISTICS if key not in SAMPLED])
+@given(permutation=st.permutations(range(5)), seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_permuting_candidates_permutes_the_scores(key, permutation, seed):
+    observation = make_observation(np.random.default_rng(seed), m=5)
+    permutation = np.array(permutation)
+    moved = {
+        name: value[..., permutation] if value.shape[-1] == 5 and name not in ("embedding", "entropy") else value
+        for name, value in observation.items()
+    }
+    i, j = pair_table(5)
+    where = pair_index(permutation[i], permutation[j], 5)
+    np.testing.assert_allclose(score_of(key, moved), score_of(key, observation)[..., where], rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["dts", "drts"])
+@pytest.mark.parametrize("draw", ["joint", "interval"])
+def test_permuting_candidates_permutes_the_chances(key, draw):
+    observation = make_observation(np.random.default_rng(4), n=1, m=3)
+    permutation = np.array([2, 0, 1])
+    moved = observation | {
+        name: observation[name][..., permutation] for name in ("reward_mean", "reward_std", "reward_samples")
+    }
+    i, j = pair_table(3)
+    where = pair_index(permutation[i], permutation[j], 3)
+    repeats = 3000
+
+    def chances(obs):
+        batch = {name: np.broadcast_to(value, (repeats, *value.shape)) for name, value in obs.items()}
+        return score_of(key, batch, draw=draw)[:, 0].mean(axis=0)
+
+    np.testing.assert_allclose(chances(moved), chances(observation)[where], atol=0.04)
+
+
+@pytest.mark.parametrize("key", HEURISTICS)
+def test_shifting_all_rewards_changes_nothing(key):
+    observation = make_observation(np.random.default_rng(0))
+    shifted = observation | {
+        name: observation[name] + np.float32(4.0) for name in ("reward_mean", "reward_samples", "oracle_score")
+    }
+    np.testing.assert_allclose(score_of(key, observation), score_of(key, shifted), atol=1e-5)
+
+
+@pytest.mark.parametrize("key", HEURISTICS)
+def test_equal_candidates_are_chosen_equally_often(key):
+    observation = make_observation(np.random.default_rng(0), n=1, m=4)
+    for name in ("reward_mean", "reward_std", "reward_samples", "oracle_score"):
+        observation[name] = np.ones_like(observation[name])
+    observation = {name: np.broadcast_to(value, (6000, *value.shape)) for name, value in observation.items()}
+    action, _ = agents.make(key, seed=0).predict(observation)
+    counts = np.bincount(action[:, 0], minlength=6)
+    assert counts.min() > 850, counts  # 1000 each, standard deviation 29
+    assert counts.max() < 1150, counts
+
+
+@pytest.mark.parametrize("key", HEURISTICS)
+def test_masked_candidates_are_never_chosen(key):
+    rng = np.random.default_rng(0)
+    observation = make_observation(rng, batch=(200,), n=2, m=5)
+    for present in itertools.combinations(range(5), 2):
+        mask = np.zeros(5, dtype=np.int8)
+        mask[list(present)] = 1
+        observation["mask"] = np.broadcast_to(mask, (200, 2, 5))
+        action, _ = agents.make(key, seed=1).predict(observation)
+        assert np.all(action == pair_index(*present, 5))
+    observation["mask"] = np.broadcast_to(np.array([1, 0, 1, 1, 0], dtype=np.int8), (200, 2, 5))
+    allowed = {int(pair_index(a, b, 5)) for a, b in itertools.combinations([0, 2, 3], 2)}
+    assert set(agents.make(key, seed=1).predict(observation)[0].ravel().tolist()) <= allowed
+
+
+def test_every_setting_changes_some_choice():
+    other = {"width": 3.0, "draw": "interval", "redraws": 1}
+    observation = make_observation(np.random.default_rng(0), batch=(50,), n=8, m=6)
+    for key in HEURISTICS:
+        for name in agents.spec(key).settings():
+            common = {"draw": "interval"} if key in ("dts", "drts") and name == "width" else {}
+            default = agents.make(key, seed=0, **common).predict(observation)[0]
+            changed = agents.make(key, seed=0, **common, **{name: other[name]}).predict(observation)[0]
+            assert np.any(default != changed), (key, name)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "message"),
+    [
+        ("dts", {"draw": "both"}, "'joint' or 'interval'"),
+        ("drts", {"redraws": 0}, "redraws=0"),
+        ("deltaucb", {"width": -1.0}, "width=-1"),
+        ("dts", {"draw": "interval", "width": -1.0}, "width=-1"),
+    ],
+)
+def test_settings_that_cannot_be(key, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        agents.make(key, **wrong).predict(make_observation(np.random.default_rng(0)))
+
+
+def test_one_joint_draw_makes_no_thompson_pair():
+    with pytest.raises(ValueError, match="n_samples"):
+        score_of("dts", make_observation(np.random.default_rng(0), samples=1))

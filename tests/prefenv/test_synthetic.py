@@ -1,0 +1,221 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+
+from prefenv.evaluation.win_rate import chance_to_beat, win_rate
+from prefenv.oracles.bradley_terry import BradleyTerryOracle
+from prefenv.synthetic.policy import dpo_gradient, dpo_loss
+from prefenv.synthetic.settings import SyntheticSettings
+from prefenv.synthetic.story import draw_hidden, draw_responses
+from prefenv.synthetic.world import make_synthetic_world
+from prefenv.types import Pairs, Preferences
+from tests.conftest import first_coordinate, make_pool
+
+
+def fresh(seed=0, **settings):
+    world = make_synthetic_world(SyntheticSettings(**settings))
+    world.reset(np.random.default_rng(seed))
+    return world
+
+
+def test_gradient_is_the_derivative_of_the_loss():
+    rng = np.random.default_rng(0)
+    theta, delta, step = rng.standard_normal(5), rng.standard_normal((7, 5)), 1e-6
+    numeric = [
+        (dpo_loss(theta + step * e, delta, 0.3) - dpo_loss(theta - step * e, delta, 0.3)) / (2 * step)
+        for e in np.eye(5)
+    ]
+    np.testing.assert_allclose(dpo_gradient(theta, delta, 0.3), numeric, atol=1e-8)
+
+
+def test_loss_and_gradient_are_those_of_torch_on_the_policy_itself():
+    torch = pytest.importorskip("torch")
+    world = fresh(n_prompts=5, n_generators=4)
+    source, policy, beta = world.source, world.learner, 0.1
+    responses = draw_responses(SyntheticSettings(n_generators=4), source.hidden, 5, np.random.default_rng(1))
+    policy.theta = np.random.default_rng(2).standard_normal(16)
+    theta = torch.tensor(policy.theta, requires_grad=True)
+    reference = torch.tensor(responses.reference_logprob)
+    logprob = torch.log_softmax(reference + torch.tensor(responses.features) @ theta, dim=-1)
+    np.testing.assert_allclose(policy.logprob(responses), logprob.detach().numpy(), atol=1e-12)
+    ratio = logprob - reference
+    loss = -torch.nn.functional.logsigmoid(beta * (ratio[:, 0] - ratio[:, 3])).mean()
+    loss.backward()
+    delta = responses.features[:, 0] - responses.features[:, 3]
+    assert dpo_loss(policy.theta, delta, beta) == pytest.approx(loss.item(), abs=1e-12)
+    np.testing.assert_allclose(dpo_gradient(policy.theta, delta, beta), theta.grad.numpy(), atol=1e-12)
+
+
+def test_win_rate_is_brute_force_over_all_pairs_of_responses():
+    world = fresh(n_eval_prompts=3, n_generators=5)
+    world.learner.theta = np.random.default_rng(2).standard_normal(16)
+    responses = world.evaluator._responses
+    policy, reference = np.exp(world.learner.logprob(responses)), np.exp(responses.reference_logprob)
+    total = sum(
+        policy[e, i] * reference[e, j] * expit(responses.reward[e, i] - responses.reward[e, j])
+        for e in range(3)
+        for i in range(5)
+        for j in range(5)
+    )
+    assert world.evaluator.evaluate(world.posterior).win_rate.mean == pytest.approx(total / 3, abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(0, 5))
+def test_the_reference_wins_half_against_itself(seed, temperature):
+    evaluation = fresh(seed, oracle_temperature=temperature).evaluator
+    result = evaluation.evaluate(fresh(seed).posterior)
+    assert result.win_rate.mean == pytest.approx(0.5, abs=1e-12)
+    assert result.second.mean == pytest.approx(0.5, abs=1e-12)
+    assert result.kl == pytest.approx(0.0, abs=1e-12)
+    assert result.capability == pytest.approx(0.0, abs=1e-12)
+
+
+def test_noiseless_judge_counts_ties_half():
+    beats = chance_to_beat(np.array([1.0, 1.0, 3.0]), np.array([0.5, 0.25, 0.25]), 0.0)
+    assert beats.tolist() == [0.375, 0.375, 0.875]
+
+
+def test_win_rate_interval_by_hand():
+    rate = win_rate(np.array([0.4, 0.6]))
+    assert rate.mean == pytest.approx(0.5)
+    assert rate.high - rate.mean == pytest.approx(1.959964 * np.sqrt(0.02) / np.sqrt(2))
+    assert win_rate(np.array([1.0])).high == 1.0
+    with pytest.raises(ValueError, match="at least one"):
+        win_rate(np.empty(0))
+
+
+def test_right_labels_raise_the_win_rate_and_wrong_ones_lower_it():
+    for sign, better in ((1, True), (-1, False)):
+        world = fresh(oracle_temperature=0.0)
+        for _ in range(20):
+            pool = world.source.draw()
+            order = np.argsort(sign * pool.reward, axis=1)
+            world.learner.step(pool, Preferences(np.arange(8), order[:, -1], order[:, 0]))
+        assert (world.evaluator.evaluate(world.posterior).win_rate.mean > 0.5) == better
+
+
+def test_posterior_learns_to_rank_what_the_embedding_shows():
+    world = fresh(misspecification=0.0, oracle_temperature=0.0)
+    rng = np.random.default_rng(0)
+    assert world.evaluator.evaluate(world.posterior).posterior_accuracy == pytest.approx(0.5)
+    for _ in range(60):
+        pool = world.source.draw()
+        pairs = np.sort(np.argsort(rng.random((8, 4)), axis=1)[:, :2], axis=1)
+        world.posterior.update(pool, world.oracle.compare(pool, Pairs(np.arange(8), pairs[:, 0], pairs[:, 1])))
+    assert world.evaluator.evaluate(world.posterior).posterior_accuracy > 0.9
+
+
+def test_story_has_the_spreads_it_promises():
+    settings_ = SyntheticSettings(n_generators=400, n_candidates=4, embedding_size=8, misspecification=0.5)
+    rng = np.random.default_rng(0)
+    hidden = draw_hidden(settings_, rng)
+    responses = draw_responses(settings_, hidden, 50, rng)
+    assert np.linalg.norm(hidden.capability_direction) == pytest.approx(1.0)
+    assert hidden.capability_direction @ hidden.reward_direction == pytest.approx(-0.5)
+    np.testing.assert_allclose(hidden.rotation @ hidden.rotation.T, np.eye(8), atol=1e-12)
+    skill = hidden.generator_mean @ hidden.reward_direction
+    assert skill.std() == pytest.approx(0.7, rel=0.1)
+    within = responses.reward - 2.0 * skill
+    assert within.std() == pytest.approx(2.0, rel=0.02)
+    rotated = responses.features @ hidden.rotation
+    noise = responses.embedding - np.sqrt(0.5) * rotated
+    assert noise.var() == pytest.approx(0.5, rel=0.02)
+
+
+def test_candidates_are_different_generators_and_pools_agree_with_themselves():
+    world = fresh(n_generators=6, n_candidates=4)
+    for _ in range(3):
+        pool = world.source.draw()
+        assert all(len(set(row)) == 4 for row in pool.generator.tolist())
+        np.testing.assert_allclose(pool.reward, 2.0 * (pool.features @ world.source.hidden.reward_direction))
+    assert pool.prompt_id.tolist() == list(range(16, 24))
+
+
+def test_on_policy_pools_follow_the_policy():
+    def mean_reward(on_policy):
+        world = fresh(on_policy=on_policy, n_prompts=200, n_candidates=2)
+        world.learner.theta = 3.0 * world.source.hidden.reward_direction
+        return world.source.draw().reward.mean()
+
+    assert mean_reward(True) > mean_reward(False) + 0.5
+
+
+def test_every_setting_changes_something():
+    def outcome(**settings):
+        world = fresh(**settings)
+        rng = np.random.default_rng(0)
+        trail = []
+        for _ in range(2):
+            pool = world.source.draw()
+            pairs = Pairs(np.arange(world.n_prompts), np.zeros(world.n_prompts, int), np.ones(world.n_prompts, int))
+            labels = world.oracle.compare(pool, pairs)
+            world.posterior.update(pool, labels)
+            world.learner.step(pool, labels)
+            belief = world.posterior.predict(pool.embedding)
+            trail += [pool.embedding.sum(), pool.logprob.sum(), pool.implicit_reward.sum(), belief.samples.sum()]
+            trail += [labels.chosen.sum(), str(world.evaluator.evaluate(world.posterior))]
+        del rng
+        return [str(value) for value in trail]
+
+    changed = {
+        "n_prompts": 9, "n_candidates": 5, "n_samples": 33, "n_generators": 9, "n_eval_prompts": 129,
+        "embedding_size": 17, "misspecification": 0.4, "reward_scale": 2.1, "skill_spread": 0.8, "style_spread": 0.8,
+        "reference_spread": 1.1, "oracle_temperature": 1.5, "length_bias": 1.1, "capability_conflict": 0.6,
+        "on_policy": True, "beta": 0.2, "learning_rate": 1.1, "gradient_steps": 5, "prior_std": 2.1,
+    }  # fmt: skip
+    assert changed.keys() == SyntheticSettings.__dataclass_fields__.keys()
+    base = outcome()
+    for name, value in changed.items():
+        assert outcome(**{name: value}) != base, name
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"misspecification": 1.0}, {"beta": 0.0}, {"learning_rate": -1.0}, {"oracle_temperature": -1.0},
+        {"capability_conflict": 1.5}, {"gradient_steps": 0}, {"embedding_size": 0},
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SyntheticSettings(**wrong)
+
+
+def test_degenerate_sizes():
+    world = fresh(n_prompts=1, n_candidates=2, n_generators=2, embedding_size=1, n_samples=1, n_eval_prompts=1)
+    pool = world.source.draw()
+    world.learner.step(pool, Preferences(np.array([0]), np.array([0]), np.array([1])))
+    assert np.isfinite(world.evaluator.evaluate(world.posterior).win_rate.mean)
+
+
+class TestOracle:
+    def compare(self, temperature, gap, repeats=20_000, seed=0):
+        oracle = BradleyTerryOracle(lambda _: np.array([[gap, 0.0]]), temperature)
+        oracle.reset(np.random.default_rng(seed))
+        pool = make_pool(np.ones((1, 2), dtype=bool), np.random.default_rng(0))
+        zeros = np.zeros(repeats, dtype=np.int64)
+        labels = oracle.compare(pool, Pairs(zeros, zeros, zeros + 1))
+        return (labels.chosen == 0).mean()
+
+    def test_frequencies_are_bradley_terry(self):
+        assert self.compare(1.0, 1.0) == pytest.approx(expit(1.0), abs=0.01)
+        assert self.compare(2.0, -3.0) == pytest.approx(expit(-1.5), abs=0.01)
+
+    def test_temperature_zero_is_argmax_with_fair_ties(self):
+        assert self.compare(0.0, 1e-3) == 1.0
+        assert self.compare(0.0, -1e-3) == 0.0
+        assert self.compare(0.0, 0.0) == pytest.approx(0.5, abs=0.02)
+
+    def test_extreme_gaps_are_stable(self):
+        assert self.compare(1e-12, 1e6) == 1.0
+
+    def test_nan_reward_is_an_error_not_a_label(self):
+        with pytest.raises(ValueError, match="NaN"):
+            self.compare(1.0, np.nan)
+
+    def test_negative_temperature(self):
+        with pytest.raises(ValueError, match="temperature=-1"):
+            BradleyTerryOracle(first_coordinate, -1)
