@@ -135,10 +135,12 @@ class _Comparison:
             seconds = time.perf_counter() - started
             return Run(cell.world, cell.agent, cell.seed, "failed", spent=[], curves={}, seconds=seconds, error=message)
 
+    def build(self, world: str) -> None:
+        """Make a world, once for all its runs."""
+        settings = world_settings_of(world, self.config.synthetic, self.config.llm)
+        self._worlds[world] = prefenv.WORLDS[world].build(settings)
+
     def _env(self, cell: _Cell) -> gym.Env:
-        if cell.world not in self._worlds:
-            settings = world_settings_of(cell.world, self.config.synthetic, self.config.llm)
-            self._worlds[cell.world] = prefenv.WORLDS[cell.world].build(settings)
         world = self._worlds[cell.world]
         return gym.make(
             "PrefAcquire-v0",
@@ -156,6 +158,8 @@ class _Comparison:
         agent = self._agent(cell, env)
         log = _Log(self.config.out, cell, self._tensorboard)
         choosing, done = 0.0, False
+        bar.set_postfix_str(f"{cell.world} {cell.agent} seed {cell.seed}: begins", refresh=False)
+        bar.update(0)
         try:
             observation, info = env.reset(seed=cell.seed)
             log.add(info)
@@ -220,12 +224,15 @@ def compare(config: CompareConfig) -> int:
     with only_writer(config.out):
         results = Results(config.out)
         for world in config.world:
-            results.require_settings(world, settings[world])
+            results.require_same_settings(world, settings[world])
         comparison = _Comparison(config, results)
         comparison.require_same_weights()
         cells = comparison.cells()
         total = len(config.world) * len(config.agents) * config.seeds
         print(f"{total} runs, {total - len(cells)} of them here already, in {config.out}", flush=True)
+        for world in dict.fromkeys(cell.world for cell in cells):
+            comparison.build(world)  # a world that cannot be made is told before anything is written
+            results.keep_settings(world, settings[world])
         with tqdm(total=len(cells) * config.rounds, unit="round", dynamic_ncols=True) as bar:
             for done, cell in enumerate(cells, start=1):
                 run = comparison.run(cell, bar)

@@ -115,18 +115,20 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
 
-    def require_settings(self, world: str, settings: dict[str, Any]) -> None:
-        """Write down a world's settings, or check that they are those of the runs already here.
+    def keep_settings(self, world: str, settings: dict[str, Any]) -> None:
+        """Write down a world's settings, unless they are here already."""
+        if world not in self._settings:
+            self._settings[world] = settings
+            self._append("settings", {"world": world, "settings": settings})
+
+    def require_same_settings(self, world: str, settings: dict[str, Any]) -> None:
+        """Check that a world's settings are those of the runs already here, if there are any.
 
         Raises:
             ValueError: they differ; the message says in what.
         """
-        settings = json.loads(json.dumps(settings))  # as they will be read back
-        if world not in self._settings:
-            self._settings[world] = settings
-            self._append("settings", {"world": world, "settings": settings})
-            return
-        before = self._settings[world]
+        settings = json.loads(json.dumps(settings))  # as they were written
+        before = self._settings.get(world, settings)
         differing = [
             f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now"
             for name in sorted(before.keys() | settings.keys())

@@ -59,8 +59,8 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     ``info`` of reset and step: ``win_rate``, ``win_rate_low``, ``win_rate_high`` (95 %), ``win_rate_second`` (a judge
     who did not label), ``capability``, ``kl``, ``posterior_accuracy``; ``labels`` received and ``spent`` so far;
     ``judged`` responses that the oracle looked at so far; of this step ``illegal`` and ``repeated`` pairs,
-    ``abstained`` comparisons, ``preferences`` ((slots, 3) int64: prompt row, chosen, rejected; -1 where no label came)
-    and, where labels came, ``label_agreement`` (share that agrees with the oracle's own reward); ``seconds`` of each
+    ``abstained`` comparisons, ``preferences`` ((labels a round, 3) int64: prompt row, chosen, rejected; the labels
+    first, then -1) and, where labels came, ``label_agreement`` (share that agrees with the oracle's own reward); ``seconds`` of each
     part; in worlds of text ``rows``, the labels as dicts with prompt_id, prompt, chosen, rejected.
 
     Args:
@@ -217,7 +217,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
             "illegal": int((~legal).sum()),
             "repeated": int(legal.sum() - self._kept(asked).sum()),
             "abstained": preferences.abstained,
-            "preferences": _padded(preferences, len(asked)),
+            "preferences": _padded(preferences, self._labels_per_round()),
         }
         if len(preferences):
             info["label_agreement"] = self._agreement(preferences)
