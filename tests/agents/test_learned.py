@@ -39,6 +39,9 @@ def test_features_by_hand():
     assert column(features, "standard deviation of the reward difference") == pytest.approx(np.std([4, -4, 8, 8]) / 5)
     assert column(features, "larger reward mean, above the prompt's") == pytest.approx(3 / 5)
     assert column(features, "chance that one of the two is the best") == pytest.approx(1.0)
+    assert column(features, "does the policy prefer the better one") == pytest.approx(
+        2 * np.sign(observation["logprob"][0, 0] - observation["logprob"][0, 1])
+    )
     assert column(features, "distance of the embeddings") == pytest.approx(1.0)
     assert column(features, "share of the budget left") == pytest.approx(0.25)
     assert column(features, "legal") == 1.0
@@ -194,3 +197,38 @@ def test_maskable_ppo_obeys_the_masks(ragged_world):
         action, _ = model.predict(observation, action_masks=masks)
         observation, _, terminated, _, info = env.step(int(action))
         assert info["illegal"] == info["repeated"] == 0
+
+
+def test_chances_of_best_and_worst_by_hand():
+    observation = make_observation(np.random.default_rng(0), n=1, m=3)
+    # candidate 2 is best in three of four draws and 1 in one; 0 is worst in all but one, where 0 and 1 tie
+    observation["reward_samples"] = np.array([[[0.0, 1, 2]], [[0, 1, 2]], [[1, 1, 2]], [[0, 2, 1]]])
+    features = pair_features(observation)[0]
+    np.testing.assert_allclose(column(features, "chance that one of the two is the best"), [0.25, 0.75, 1.0])
+    np.testing.assert_allclose(column(features, "chance that one of the two is the worst"), [1.0, 0.875, 0.125])
+
+
+def test_forbidden_pairs_have_no_chance():
+    observation = make_observation(np.random.default_rng(0), m=4)
+    observation["mask"][:, 0] = 0
+    logits = random_scorer().logits(torch.from_numpy(pair_features(observation)))
+    chances = logits.softmax(-1).detach().numpy()
+    assert np.all(chances[:, :3] == 0)
+    assert np.all(chances[:, 3:] > 0)
+
+
+def test_training_worlds_are_seeded_apart_from_compared_ones(tmp_path):
+    from experiments.compare import MAX_SEED
+
+    seeds = []
+
+    class Spy(gym.Wrapper):
+        def reset(self, *, seed=None, options=None):
+            seeds.append(seed)
+            return self.env.reset(seed=seed)
+
+    for seed in (0, 1):
+        train_ppo(lambda: Spy(small_env()), tmp_path / str(seed), steps=80, seed=seed, n_envs=2, progress=False)
+    given = [seed for seed in seeds if seed is not None]
+    assert len(given) == len(set(given)) == 4
+    assert min(given) >= MAX_SEED

@@ -206,3 +206,48 @@ def test_settings_that_cannot_be(key, wrong, message):
 def test_one_joint_draw_makes_no_thompson_pair():
     with pytest.raises(ValueError, match="n_samples"):
         score_of("dts", make_observation(np.random.default_rng(0), samples=1))
+
+
+def masked_by_hand(mean, std, samples, mask):
+    return by_hand(mean, std, samples) | {"mask": np.array([mask], dtype=np.int8)}
+
+
+@pytest.mark.parametrize("draw", ["joint", "interval"])
+def test_thompson_methods_do_not_see_masked_candidates(draw):
+    # of 0 < 1 < 2 < 3 the best and the worst are missing: the pair can only be (1, 2), and it is drawn, not a fallback
+    observation = masked_by_hand([0, 3, 6, 9], [0.1] * 4, [[0, 3, 6, 9]] * 4, [0, 1, 1, 0])
+    for method in (thompson.dts, thompson.drts):
+        score = method(observation, np.random.default_rng(0), draw=draw)
+        assert score[0].argmax() == pair_index(1, 2, 4)
+        assert score.sum() == 1
+
+
+def test_a_joint_draw_is_one_reward_function():
+    # the draws differ by far more between than within: only a draw kept whole tells that 2 > 1 > 0
+    samples = [[level, level + 1, level + 2] for level in (0, 100, 300, 700, 1500)]
+    observation = by_hand([0, 1, 2], [500, 500, 500], samples)
+    for seed in range(30):
+        assert chosen_pair(thompson.drts(observation, np.random.default_rng(seed))) == (0, 2)
+
+
+def test_joint_draws_are_taken_in_any_order():
+    samples = np.eye(3) * 9.0  # each candidate is best in one of three draws
+    pairs = [
+        chosen_pair(thompson.dts(by_hand([0] * 3, [1] * 3, samples), np.random.default_rng(s))) for s in range(600)
+    ]
+    for pair in itertools.combinations(range(3), 2):
+        assert pairs.count(pair) == pytest.approx(200, abs=50)
+
+
+@pytest.mark.parametrize("draw", ["joint", "interval"])
+def test_redraws_are_read(draw):
+    # candidate 0 beats 1 and 2 nearly always: with one redraw the uniform fallback chooses, with many 1 is drawn
+    samples = [[9, 0, 0]] * 38 + [[0, 9, 0]] * 2
+    observation = by_hand([4.6, 0, -50], [5, 5, 5], samples)
+
+    def share_of_2(redraws):
+        batch = {name: np.broadcast_to(value, (400, *value.shape)) for name, value in observation.items()}
+        score = thompson.dts(batch, np.random.default_rng(0), draw=draw, redraws=redraws)
+        return score[:, 0, pair_index(0, 2, 3)].mean()
+
+    assert share_of_2(1) > share_of_2(39) + 0.15

@@ -118,7 +118,7 @@ def test_killed_in_the_middle_it_loses_only_the_run_in_hand(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = [line for line in results.read_text().split("\n")[:-1]]
+    kept = results.read_text().split("\n")[:-1]
     assert 20 <= len(kept) < 301
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300)
     assert results.read_text().split("\n")[: len(kept)] == kept
@@ -160,7 +160,7 @@ def test_refuses_to_mix_settings_versions_and_writers(tmp_path):
     compare(config(tmp_path))
     with pytest.raises(ValueError, match=r"rounds: 3 there, 4 now.*--out"):
         compare(config(tmp_path, rounds=4))
-    with pytest.raises(ValueError, match="beta: 0.1 there, 0.2 now"):
+    with pytest.raises(ValueError, match=r"beta: 0\.1 there, 0\.2 now"):
         compare(config(tmp_path, synthetic=dataclasses.replace(SMALL, beta=0.2)))
     with only_writer(tmp_path), pytest.raises(RuntimeError, match="another comparison"):
         compare(config(tmp_path))
@@ -262,10 +262,42 @@ class TestReport:
         runs_ += [self.run("drts", seed, [0.5, 0.6 + seed / 10, 0.5]) for seed in range(4)]
         row = report.table(runs_, ["synthetic"], ["random", "drts"]).splitlines()[3]
         assert "+0.050 [+0.050, +0.050]" in row
-        assert "| 4 " in row
+        assert [cell.strip() for cell in row.split("|")[3:6]] == ["4", "0.500", "0.625"]
 
     def test_one_seed_has_no_interval_and_no_baseline_no_difference(self):
         runs_ = [self.run("random", 0, [0.5, 0.6, 0.7]), self.run("drts", 0, [0.5, 0.7, 0.7])]
         assert "+0.050 " in report.table(runs_, ["synthetic"], ["random", "drts"])
         assert "[" not in report.table(runs_, ["synthetic"], ["random", "drts"])
         assert "| - " in report.table(runs_[1:], ["synthetic"], ["drts"])
+
+
+def test_agents_are_seeded_by_the_run_and_only_the_privileged_see_scores(tmp_path, monkeypatch):
+    import agents
+
+    seen = []
+    make = agents.make
+
+    def spy(key, **arguments):
+        agent = make(key, **arguments)
+        predict = agent.predict
+
+        def watched(observation, *rest):
+            seen.append((key, arguments["seed"], "oracle_score" in observation))
+            return predict(observation, *rest)
+
+        agent.predict = watched
+        return agent
+
+    monkeypatch.setattr(agents, "make", spy)
+    assert compare(config(tmp_path, rounds=1)) == 0
+    assert set(seen) == {(key, seed, key == "maxmin") for key in ("random", "drts", "maxmin") for seed in (0, 1)}
+
+
+def test_learned_runs_carry_the_digest_of_their_weights(tmp_path):
+    network = pytest.importorskip("agents.learned.network")
+    weights = tmp_path / "w.safetensors"
+    network.save_scorer(network.PairScorer(), weights)
+    compare(config(tmp_path / "out", agents=("random", "ppo"), seeds=1, ppo_weights=weights))
+    digests = {run["agent"]: run["weights"] for run in runs(tmp_path / "out")}
+    assert digests["random"] is None
+    assert len(digests["ppo"]) == 16

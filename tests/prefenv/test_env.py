@@ -264,3 +264,48 @@ def test_gymnasium_vector_environments_of_unequal_episodes(env_id):
         _, rewards, _, _, info = envs.step(envs.action_space.sample())
     assert rewards.shape == info["win_rate"].shape == (2,)
     assert info["preferences"].shape == (2, 3, 3)
+
+
+def test_posterior_learns_and_the_last_observation_shows_it():
+    env = gym.make("PrefAcquire-v0", budget=6, **SMALL).unwrapped
+    observation, _ = env.reset(seed=0)
+    assert np.all(observation["reward_mean"] == 0)
+    observation, *_ = env.step(np.zeros(3, dtype=np.int64))
+    assert np.any(observation["reward_mean"] != 0)
+    last, _, terminated, _, _ = env.step(np.zeros(3, dtype=np.int64))
+    assert terminated
+    np.testing.assert_array_equal(last["embedding"], observation["embedding"])  # no pool is drawn for nobody
+    np.testing.assert_allclose(last["reward_mean"], env.world.posterior.mean(last["embedding"]), rtol=1e-5)
+    assert np.any(last["reward_mean"] != observation["reward_mean"])
+
+
+def test_abstentions_are_counted_and_are_no_labels(ragged_world, monkeypatch):
+    compare = ragged_world.oracle.compare
+
+    def abstains_on_the_first(pool, pairs):
+        labels = compare(pool, pairs)
+        return type(labels)(labels.prompt[1:], labels.chosen[1:], labels.rejected[1:], abstained=1)
+
+    monkeypatch.setattr(ragged_world.oracle, "compare", abstains_on_the_first)
+    env = PrefAcquireEnv(ragged_world)
+    env.reset(seed=0)
+    info = env.step(np.zeros(3, dtype=np.int64))[-1]
+    assert (info["abstained"], info["labels"], info["spent"], info["judged"]) == (1, 2, 3, 6)
+
+
+def test_privileged_judges_every_candidate_shown_and_no_other(ragged_world):
+    env = PrefAcquireEnv(ragged_world, budget=6, privileged=True)
+    judged = [env.reset(seed=0)[1]["judged"]]
+    judged += [env.step(np.zeros(3, dtype=np.int64))[-1]["judged"] for _ in range(2)]
+    assert judged == [10, 20, 20]  # 4 + 3 + 3 in each of two pools
+
+
+def test_a_state_is_not_changed_by_going_on():
+    for env_id in prefenv.ENV_IDS:
+        env = gym.make(env_id, **SMALL).unwrapped
+        env.reset(seed=0)
+        walk(env, 4, sampled(env, 4))
+        state = env.state_dict()
+        frozen = pickle.dumps(state)
+        walk(env, 5, sampled(env, 5))
+        assert pickle.dumps(state) == frozen

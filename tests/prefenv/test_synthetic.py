@@ -219,3 +219,79 @@ class TestOracle:
     def test_negative_temperature(self):
         with pytest.raises(ValueError, match="temperature=-1"):
             BradleyTerryOracle(first_coordinate, -1)
+
+
+class TestWhatAPoolShows:
+    """Every observable worked out again from all the responses that the draw was made of."""
+
+    @pytest.fixture
+    def drawn(self, monkeypatch):
+        made = []
+
+        def spy(*arguments):
+            made.append(draw_responses(*arguments))
+            return made[-1]
+
+        world = fresh(n_prompts=400, n_candidates=3, n_generators=5)
+        world.learner.theta = 0.3 * np.random.default_rng(1).standard_normal(16)
+        monkeypatch.setattr("prefenv.synthetic.world.draw_responses", spy)
+        return world, world.source.draw(), made[-1]
+
+    def test_policy_quantities(self, drawn):
+        world, pool, responses = drawn
+        weight = np.exp(responses.reference_logprob + responses.features @ world.learner.theta)
+        prob = weight / weight.sum(axis=1, keepdims=True)
+        rows = np.arange(400)[:, None]
+        np.testing.assert_allclose(pool.logprob, np.log(prob)[rows, pool.generator], rtol=1e-5)
+        ratio = np.log(prob) - responses.reference_logprob
+        np.testing.assert_allclose(pool.implicit_reward, 0.1 * ratio[rows, pool.generator], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(pool.entropy, -(prob * np.log(prob)).sum(axis=1), rtol=1e-5)
+
+    def test_the_rest_is_of_the_generator_it_names(self, drawn):
+        _, pool, responses = drawn
+        rows = np.arange(400)[:, None]
+        np.testing.assert_allclose(pool.length, responses.length[rows, pool.generator], rtol=1e-6)
+        np.testing.assert_allclose(pool.embedding, responses.embedding[rows, pool.generator], rtol=1e-5)
+        np.testing.assert_array_equal(pool.reward, responses.reward[rows, pool.generator])
+        np.testing.assert_array_equal(pool.features, responses.features[rows, pool.generator])
+
+    def test_generators_come_in_any_order(self, drawn):
+        _, pool, _ = drawn
+        for place in range(3):
+            assert np.bincount(pool.generator[:, place], minlength=5) == pytest.approx([80] * 5, abs=32)  # 4 std
+
+
+def test_on_policy_candidates_have_the_chances_of_the_policy(monkeypatch):
+    world = fresh(on_policy=True, n_prompts=20_000, n_candidates=2, n_generators=3)
+    prob = np.array([0.7, 0.2, 0.1])
+    monkeypatch.setattr(world.learner, "logprob", lambda _: np.broadcast_to(np.log(prob), (20_000, 3)))
+    pool = world.source.draw()
+    first, second = pool.generator[:, 0], pool.generator[:, 1]
+    np.testing.assert_allclose(np.bincount(first) / 20_000, prob, atol=0.015)
+    # without replacement: P(second = 2 | first = 0) = 0.1 / 0.3
+    assert (second[first == 0] == 2).mean() == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_evaluation_by_hand():
+    world = fresh(n_eval_prompts=4, length_bias=2.0, oracle_temperature=0.5)
+    world.learner.theta = np.random.default_rng(3).standard_normal(16)
+    responses, hidden = world.evaluator._responses, world.source.hidden
+    policy, reference = np.exp(world.learner.logprob(responses)), np.exp(responses.reference_logprob)
+    found = world.evaluator.evaluate(world.posterior)
+    assert found.kl == pytest.approx((policy * np.log(policy / reference)).sum(axis=1).mean())
+    capability = responses.features @ hidden.capability_direction
+    assert found.capability == pytest.approx(((policy - reference) * capability).sum(axis=1).mean())
+    second = responses.reward + 2.0 * (responses.features @ hidden.length_direction)
+    for reward, rate in ((responses.reward, found.win_rate), (second, found.second)):
+        beats = expit((reward[:, :, None] - reward[:, None, :]) / 0.5)
+        assert rate.mean == pytest.approx((policy[:, :, None] * reference[:, None, :] * beats).sum(axis=(1, 2)).mean())
+
+
+def test_parts_draw_from_streams_of_their_own():
+    world = fresh()
+    streams = [part._rng.random(4).tolist() for part in (world.source, world.oracle, world.posterior)]
+    assert len({tuple(stream) for stream in streams}) == 3
+    other = fresh(seed=1)
+    assert other.oracle._rng.random(4).tolist() != streams[1]
+    embedding = fresh().source.draw().embedding[0, 0]
+    assert not np.any(np.all(np.isclose(fresh().evaluator._responses.embedding, embedding), axis=-1))
