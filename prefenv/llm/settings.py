@@ -24,7 +24,7 @@ class LLMSettings:
     model: str = PACKAGED_MODEL
     """Causal language model: smollm2-135m-instruct (a package, needs no hub), a Hugging Face name, or a folder."""
     prompt_file: str | None = None
-    """Openings to be continued: a text file, one a line, or .jsonl with "prompt". None: the built-in review openings."""
+    """Openings to be continued: a text file, one a line, or .jsonl with "prompt". None: built-in review openings."""
     n_prompts: int = 16
     """Prompts in a pool."""
     n_candidates: int = 4
@@ -33,7 +33,7 @@ class LLMSettings:
     """Joint posterior draws of the reward in an observation."""
     n_eval_prompts: int = 32
     """Held-out prompts on which the win rate is measured."""
-    max_new_tokens: int = 32
+    max_new_tokens: int = 24
     """Longest response, in tokens."""
     temperature: float = 1.0
     """Sampling temperature of every response. Recorded log-probabilities are always those at temperature 1."""
@@ -49,7 +49,7 @@ class LLMSettings:
     """Learning rate of AdamW on the adapter, constant within a round."""
     lora_rank: int = 16
     """Rank of the adapter."""
-    epochs: int = 3
+    epochs: int = 2
     """Passes over a round's labels in one DPO step."""
     batch_size: int = 8
     """Labelled pairs in one gradient step."""

@@ -1,0 +1,165 @@
+"""One DPO step: what TRL is fed, what it changes, and what it leaves alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prefenv.llm.generation import score_tokens
+from prefenv.llm.learner import DPOLearner, token_rows
+from prefenv.llm.pool import TextPool
+from prefenv.llm.settings import LLMSettings
+from prefenv.protocols import World
+from prefenv.types import Pool, Preferences
+from tests.llm.helpers import widest_pairs
+
+NOBODY = np.empty(0, dtype=np.int64)
+
+
+def labelled(world: World) -> tuple[TextPool, Preferences]:
+    pool = world.source.draw()
+    return pool, world.oracle.compare(pool, widest_pairs(world, pool))
+
+
+def margins(learner: DPOLearner, pool: TextPool, preferences: Preferences) -> np.ndarray:
+    """(k,) beta · [log(policy / reference) of the chosen less that of the rejected], scored afresh."""
+    rows = token_rows(learner._policy, pool, preferences)
+    contexts = [row["prompt_ids"] for row in rows]
+    gaps = []
+    for key in ("chosen", "rejected"):
+        tokens = [row[f"{key}_ids"] for row in rows]
+        logprob, _ = score_tokens(learner._policy.language_model, contexts, tokens, batch_size=5)
+        with learner._policy.as_reference():
+            reference, _ = score_tokens(learner._policy.language_model, contexts, tokens, batch_size=5)
+        gaps.append(logprob - reference)
+    return learner._settings.beta * (gaps[0] - gaps[1])
+
+
+def weights(learner: DPOLearner) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Copies of the base weights and of the adapter."""
+    named = {name: value.detach().clone() for name, value in learner._policy.model.state_dict().items()}
+    return (
+        {name: value for name, value in named.items() if "lora" not in name},
+        {name: value for name, value in named.items() if "lora" in name},
+    )
+
+
+def test_a_step_lowers_the_loss_and_widens_the_margin(world: World) -> None:
+    pool, preferences = labelled(world)
+    before = margins(world.learner, pool, preferences)
+    np.testing.assert_allclose(before, 0.0, atol=1e-5)
+    world.learner.step(pool, preferences)
+    after = margins(world.learner, pool, preferences)
+    assert after.mean() > 0.0
+    assert np.logaddexp(0.0, -after).mean() < np.log(2.0)  # the DPO loss of these labels
+
+
+def test_base_weights_are_untouched_and_the_adapter_is_not(world: World) -> None:
+    base, adapter = weights(world.learner)
+    world.learner.step(*labelled(world))
+    base_after, adapter_after = weights(world.learner)
+    assert base.keys() == base_after.keys()
+    assert adapter.keys() == adapter_after.keys()  # no adapter of the trainer's is left behind
+    assert all(torch.equal(base[name], base_after[name]) for name in base)
+    assert all(not torch.equal(adapter[name], adapter_after[name]) for name in adapter if "lora_B" in name)
+
+
+def test_the_reference_stays_the_first_model_over_rounds(world: World) -> None:
+    """Not last round's policy: the margins of one and the same batch go on growing against the frozen reference."""
+    pool, preferences = labelled(world)
+    grown = []
+    for _ in range(3):
+        world.learner.step(pool, preferences)
+        grown.append(margins(world.learner, pool, preferences).mean())
+    assert 0 < grown[0] < grown[1] < grown[2]
+    with world.learner._policy.as_reference():
+        rows = token_rows(world.learner._policy, pool, preferences)
+        logprob, _ = score_tokens(
+            world.learner._policy.language_model,
+            [row["prompt_ids"] for row in rows], [row["chosen_ids"] for row in rows], batch_size=5,
+        )  # fmt: skip
+    np.testing.assert_allclose(logprob, [row["ref_chosen_logps"] for row in rows], atol=1e-3)
+
+
+def test_the_trainer_sees_the_sampled_tokens(world: World, tmp_path: Path) -> None:
+    pool, preferences = labelled(world)
+    learner = world.learner
+    with learner._restored_model():
+        trainer = learner._trainer(token_rows(learner._policy, pool, preferences), str(tmp_path), seed=0)
+        batch = trainer.data_collator([trainer.train_dataset[row] for row in range(len(preferences))])
+    for half, chosen in enumerate((preferences.chosen, preferences.rejected)):
+        for row, (prompt, column) in enumerate(zip(preferences.prompt, chosen, strict=True)):
+            place = half * len(preferences) + row
+            candidate = pool.candidates[prompt][column]
+            context = learner._policy.language_model.prompt_ids(pool.prompts[prompt])
+            fed = batch["input_ids"][place][batch["attention_mask"][place] == 1].tolist()
+            assert fed == context + list(candidate.token_ids)
+            learned = batch["input_ids"][place][batch["completion_mask"][place] == 1].tolist()
+            assert learned == list(candidate.token_ids)
+            reference = batch["ref_chosen_logps" if half == 0 else "ref_rejected_logps"][row]
+            assert float(reference) == pytest.approx(candidate.reference_logprob, rel=1e-6)
+
+
+def test_the_trainer_starts_at_a_loss_of_log_two(world: World, tmp_path: Path) -> None:
+    """So the reference log-probabilities it was handed are those of its own first forward pass."""
+    pool, preferences = labelled(world)
+    learner = world.learner
+    with learner._restored_model(), torch.no_grad():
+        trainer = learner._trainer(token_rows(learner._policy, pool, preferences), str(tmp_path), seed=0)
+        batch = trainer.data_collator([trainer.train_dataset[row] for row in range(len(preferences))])
+        assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(np.log(2.0), abs=1e-5)
+
+
+def test_no_labels_no_change(world: World) -> None:
+    _, before = weights(world.learner)
+    world.learner.step(world.source.draw(), Preferences(NOBODY, NOBODY, NOBODY))
+    _, after = weights(world.learner)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_text_under_another_prompt_is_refused(world: World) -> None:
+    """Defect 1: swap the texts of two prompts, and neither the trainer nor the rows take them."""
+    pool, preferences = labelled(world)
+    swapped = (pool.candidates[1], pool.candidates[0], *pool.candidates[2:])
+    wrong = replace(pool, candidates=swapped)
+    with pytest.raises(ValueError, match="was written for prompt"):
+        world.learner.step(wrong, preferences)
+    with pytest.raises(ValueError, match="was written for prompt"):
+        wrong.rows(preferences)
+    with pytest.raises(ValueError, match="was written for prompt"):
+        world.oracle.score(wrong)
+
+
+def test_rows_are_readable_preferences(world: World) -> None:
+    pool, preferences = labelled(world)
+    rows = pool.rows(preferences)
+    assert [set(row) for row in rows] == [{"prompt_id", "prompt", "chosen", "rejected"}] * len(preferences)
+    assert rows[3]["prompt"] == pool.prompts[3].text
+    assert rows[3]["chosen"] == pool.candidates[3][preferences.chosen[3]].text
+
+
+def test_a_pool_without_texts_is_refused(world: World) -> None:
+    pool, preferences = labelled(world)
+    bare = Pool(**{name: getattr(pool, name) for name in Pool.__dataclass_fields__})
+    with pytest.raises(TypeError, match="TextPool"):
+        world.learner.step(bare, preferences)
+    with pytest.raises(TypeError, match="TextPool"):
+        world.oracle.score(bare)
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 1e-2}, {"epochs": 3}, {"beta": 0.5}, {"batch_size": 2}], ids=lambda change: str(change)
+)
+def test_each_setting_changes_the_step(world: World, change: dict[str, float], tiny_settings: LLMSettings) -> None:
+    pool, preferences = labelled(world)
+    results = []
+    for settings in (tiny_settings, replace(tiny_settings, **change)):
+        learner = DPOLearner(world.learner._policy, settings)
+        learner.reset(np.random.default_rng(0))
+        learner.step(pool, preferences)
+        results.append(weights(learner)[1])
+    assert any(not torch.equal(results[0][name], results[1][name]) for name in results[0])
