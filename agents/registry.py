@@ -93,7 +93,7 @@ def spec(key: str) -> AgentSpec:
     Raises:
         ValueError: there is none of this key; the closest is named.
     """
-    if key not in AGENTS:
+    if not isinstance(key, str) or key not in AGENTS:
         raise unknown_name("agent", key, AGENTS)
     return AGENTS[key]
 
@@ -103,7 +103,9 @@ def make(key: str, action_space: spaces.Space | None = None, seed: int | None = 
 
     Args:
         key: one of :func:`keys`.
-        action_space: of one environment; None is one pair for each prompt.
+        action_space: of one environment. ``PrefAcquireBudget-v0`` needs it, for nothing in an observation tells k pairs
+            anywhere from one pair a prompt; None is one pair a prompt (or one pair, where the observation has
+            ``selected``).
         seed: of the agent's own draws.
         **settings: the method's, by name, as its docstring has them.
 

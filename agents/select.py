@@ -32,6 +32,9 @@ def best_of_each_prompt(score: FloatArray, legal: NDArray[np.bool_], rng: np.ran
         score: (..., n, P).
         legal: (..., n, P) bool, at least one pair a prompt.
         rng: one uniform array of the shape of ``score`` is drawn.
+
+    >>> best_of_each_prompt(np.array([[0.0, 2.0]]), np.array([[True, True]]), np.random.default_rng(0))
+    array([1])
     """
     values = _legal_scores(score, legal)
     tied = (values == values.max(axis=-1, keepdims=True)) & legal
@@ -42,10 +45,15 @@ def best_of_pool(score: FloatArray, legal: NDArray[np.bool_], k: int, rng: np.ra
     """(..., k) int64: the k best legal pairs of the pool as prompt · P + pair, best first; ties are spread.
 
     Fewer than k legal pairs: the rest of the k are pairs that are not legal.
+
+    >>> score = np.array([[0.0, 2.0], [3.0, 1.0]])
+    >>> best_of_pool(score, np.ones((2, 2), dtype=bool), 2, np.random.default_rng(0))
+    array([2, 1])
     """
     *lead, n, pairs = score.shape
     values = _legal_scores(score, legal).reshape(*lead, n * pairs)
-    order = np.lexsort((rng.random(values.shape), -values), axis=-1)
+    illegal = ~legal.reshape(values.shape)
+    order = np.lexsort((rng.random(values.shape), -values, illegal), axis=-1)  # the last key counts first
     return order[..., :k]
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import agents as agent_registry
 import prefenv
+from agents.learned import TRAINING_SEEDS
 from experiments import report, tensorboard
 from experiments.results import Results, Run, only_writer
 from experiments.train import TrainConfig, train, world_settings_of
@@ -27,7 +28,6 @@ from prefenv.synthetic.settings import SyntheticSettings
 CURVES = (
     "win_rate", "win_rate_low", "win_rate_high", "win_rate_second", "capability", "kl", "posterior_accuracy"
 )  # fmt: skip
-MAX_SEED = 1_000_000_000  # training worlds are seeded from here on
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class CompareConfig:
     out: Path = Path("runs/compare")
     """Folder for everything that is written."""
     ppo_weights: Path | None = None
-    """Weights for the agent `ppo`, from `prefenv train`. Without, it is trained first, in the simulator."""
+    """Weights for the agent `ppo`, from `prefenv train`. Without, it is trained first: in the simulator as it is set
+    here, for as many rounds, on seeds that are never compared."""
     ppo_steps: int = 30_000
     """Environment steps of that training."""
     retry_failed: bool = False
@@ -95,16 +96,22 @@ class _Comparison:
         return run is not None and (run.status == "finished" or not self.config.retry_failed)
 
     def weights(self) -> Path:
-        """The weights for ``ppo``: named, trained here before, or trained now."""
+        """The weights for ``ppo``: named, trained here before, or trained now in the simulator as it is set."""
         if self._weights is None:
-            trained = self.config.out / "ppo" / "ppo.safetensors"
+            trained = self.config.out / f"ppo_{self.config.ppo_steps}_steps" / "ppo.safetensors"
             if self.config.ppo_weights is not None:
                 self._weights = self.config.ppo_weights
             elif trained.exists():
                 self._weights = trained
             else:
                 print(f"training ppo in the simulator, {self.config.ppo_steps} steps", flush=True)
-                self._weights = train(TrainConfig(out=trained.parent, steps=self.config.ppo_steps))
+                config = TrainConfig(
+                    out=trained.parent,
+                    steps=self.config.ppo_steps,
+                    rounds=self.config.rounds,
+                    synthetic=self.config.synthetic,
+                )
+                self._weights = train(config)
         return self._weights
 
     def weights_digest(self, agent: str) -> str | None:
@@ -117,11 +124,18 @@ class _Comparison:
         """Refuse to mix runs of a learned agent under different weights.
 
         Raises:
-            ValueError: the folder holds such runs.
+            ValueError: the folder holds such runs, or the weights cannot be read.
         """
         for agent in self.config.agents:
+            if not agent_registry.spec(agent).learned:
+                continue
+            agent_registry.make(agent, weights=str(self.weights()))  # weights that cannot be read are told now
             digest = self.weights_digest(agent)
-            others = {r.weights for r in self.results.runs.values() if r.agent == agent and r.weights != digest}
+            others = [
+                run
+                for run in self.results.runs.values()
+                if (run.agent, run.status) == (agent, "finished") and run.weights != digest
+            ]
             if others:
                 raise ValueError(f"{self.results.path} holds runs of '{agent}' with other weights: name another --out")
 
@@ -250,8 +264,10 @@ def _checked(config: CompareConfig) -> dict[str, dict[str, Any]]:
     for name in ("seeds", "rounds", "ppo_steps"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-    if not 0 <= config.first_seed <= MAX_SEED - config.seeds:
-        raise ValueError(f"seeds must lie in 0 ... {MAX_SEED - 1}: larger ones belong to training")
+    if not 0 <= config.first_seed <= TRAINING_SEEDS - config.seeds:
+        raise ValueError(f"seeds must lie in 0 ... {TRAINING_SEEDS - 1}: larger ones belong to training")
+    if config.out.exists() and not config.out.is_dir():
+        raise ValueError(f"--out {config.out} is a file: name a folder")
     for name in ("agents", "world"):
         if len(set(getattr(config, name))) < len(getattr(config, name)) or not getattr(config, name):
             raise ValueError(f"{name} {list(getattr(config, name))}: name at least one, and none twice")

@@ -49,6 +49,13 @@ class Run:
     weights: str | None = None
     error: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a run that no comparison can have written."""
+        points = {len(self.spent), *(len(curve) for curve in self.curves.values())}
+        complete = "win_rate" in self.curves and len(points) == 1 and len(self.spent) > 1
+        if self.status not in ("finished", "failed") or (self.status == "finished" and not complete):
+            raise ValueError(f"not a run: {self}")
+
     @property
     def cell(self) -> tuple[str, str, int]:
         """What may be in a comparison only once."""
@@ -90,23 +97,30 @@ class Results:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(self.path, len(whole))
-        for number, line in enumerate(whole.decode().splitlines(), start=1):
-            self._read_line(number, line)
+        for number, line in enumerate(whole.splitlines(), start=1):
+            self._read_line(f"{self.path}, line {number}", line)
 
-    def _read_line(self, number: int, line: str) -> None:
-        where = f"{self.path}, line {number}"
+    def _read_line(self, where: str, line: bytes) -> None:
+        unreadable = ValueError(f"{where}: not a line of results; mend or remove it, or name another --out")
         try:
             entry = json.loads(line)
             version, kind = entry.pop("version"), entry.pop("kind")
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise ValueError(f"{where}: not a line of results; mend or remove it, or name another --out") from None
+            raise unreadable from None
         if version != VERSION:
-            raise ValueError(f"{where}: results of version {version}, this package reads {VERSION}: name another --out")
-        if kind == "settings":
-            self._settings[entry["world"]] = entry["settings"]
-        else:
-            run = Run(**entry)
-            self.runs[run.cell] = run
+            raise ValueError(
+                f"{where}: results of version {version!r}, this package reads {VERSION}: name another --out"
+            )
+        try:
+            if kind == "settings":
+                self._settings[entry["world"]] = dict(entry["settings"])
+            elif kind == "run" and entry["world"] in self._settings:
+                run = Run(**entry)
+                self.runs[run.cell] = run
+            else:
+                raise unreadable
+        except (KeyError, TypeError, ValueError):
+            raise unreadable from None
 
     def _append(self, kind: str, entry: dict[str, Any]) -> None:
         line = json.dumps({"version": VERSION, "kind": kind, **entry}, allow_nan=True)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import gymnasium as gym
 
-import prefenv  # registers the environments
+import prefenv
 from prefenv.llm.settings import LLMSettings
 from prefenv.synthetic.settings import SyntheticSettings
-
-assert prefenv.ENV_IDS
+from prefenv.types import unknown_name
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,10 @@ def train(config: TrainConfig) -> Path:
     for name in ("steps", "rounds", "n_envs"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    if not 0 <= config.seed < 2**16:
+        raise ValueError(f"seed={config.seed} must lie in 0 ... {2**16 - 1}")
+    if config.out.exists() and not config.out.is_dir():
+        raise ValueError(f"--out {config.out} is a file: name a folder")
     settings = world_settings_of(config.world, config.synthetic, config.llm)
     try:
         from agents.learned.training import train_ppo
@@ -77,7 +80,7 @@ def world_settings_of(key: str, synthetic: SyntheticSettings, llm: LLMSettings) 
         ValueError: no such world.
     """
     if key not in prefenv.WORLDS:
-        raise prefenv.types.unknown_name("world", key, prefenv.WORLDS)
+        raise unknown_name("world", key, prefenv.WORLDS)
     by_type: dict[type, SyntheticSettings | LLMSettings] = {SyntheticSettings: synthetic, LLMSettings: llm}
     return by_type[prefenv.WORLDS[key].settings]
 

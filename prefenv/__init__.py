@@ -5,7 +5,8 @@ Importing this package registers ``PrefAcquire-v0``, ``PrefAcquireBudget-v0`` an
 
 import gymnasium as _gym
 
-from prefenv.env import PrefAcquireBudgetEnv, PrefAcquireEnv, PrefAcquireSequentialEnv
+from prefenv.env import PrefAcquireEnv
+from prefenv.forms import PrefAcquireBudgetEnv, PrefAcquireSequentialEnv
 from prefenv.protocols import CandidateSource, Evaluator, Oracle, PolicyLearner, RewardPosterior, World
 from prefenv.types import Pairs, Pool, Preferences
 from prefenv.version import __version__
@@ -29,8 +30,13 @@ __all__ = [
     "make_world",
 ]
 
-ENV_IDS = ("PrefAcquire-v0", "PrefAcquireBudget-v0", "PrefAcquireSequential-v0")
+_ENTRY_POINTS = {
+    "PrefAcquire-v0": "prefenv.env:PrefAcquireEnv",
+    "PrefAcquireBudget-v0": "prefenv.forms:PrefAcquireBudgetEnv",
+    "PrefAcquireSequential-v0": "prefenv.forms:PrefAcquireSequentialEnv",
+}
+ENV_IDS = tuple(_ENTRY_POINTS)
 
-for _id, _class in zip(ENV_IDS, ("PrefAcquireEnv", "PrefAcquireBudgetEnv", "PrefAcquireSequentialEnv"), strict=True):
+for _id, _entry_point in _ENTRY_POINTS.items():
     if _id not in _gym.registry:
-        _gym.register(_id, entry_point=f"prefenv.env:{_class}")
+        _gym.register(_id, entry_point=_entry_point)

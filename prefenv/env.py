@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prefenv import spaces
 from prefenv.protocols import State, TextRows, World
-from prefenv.types import Belief, Evaluation, Pairs, Pool, Preferences, Seconds
+from prefenv.types import Belief, Evaluation, Pairs, Pool, Preferences, Seconds, whole_number
 from prefenv.worlds import make_world
 
 Observation = dict[str, NDArray[Any]]
@@ -60,11 +60,12 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     who did not label), ``capability``, ``kl``, ``posterior_accuracy``; ``labels`` received and ``spent`` so far;
     ``judged`` responses that the oracle looked at so far; of this step ``illegal`` and ``repeated`` pairs,
     ``abstained`` comparisons, ``preferences`` ((labels a round, 3) int64: prompt row, chosen, rejected; the labels
-    first, then -1) and, where labels came, ``label_agreement`` (share that agrees with the oracle's own reward); ``seconds`` of each
-    part; in worlds of text ``rows``, the labels as dicts with prompt_id, prompt, chosen, rejected.
+    first, then -1) and, where labels came, ``label_agreement`` (share that agrees with the oracle's own reward);
+    ``seconds`` of each part; in worlds of text ``rows``, the labels as dicts with prompt_id, prompt, chosen, rejected.
 
     Args:
-        world: a key of :data:`prefenv.worlds.WORLDS`, or a :class:`~prefenv.protocols.World`.
+        world: a key of :data:`prefenv.worlds.WORLDS`, or a :class:`~prefenv.protocols.World` of this environment's own
+            (``prefenv.make_world(key, setting=...)`` makes one with other settings).
         n_prompts: n; the world's own when None. Only with a key.
         n_candidates: m; likewise.
         budget: labels allowed in an episode; ten rounds when None.
@@ -98,13 +99,12 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         privileged: bool = False,
     ) -> None:
         self.world = _resolve_world(world, n_prompts, n_candidates)
-        self.privileged = privileged
+        self.privileged = bool(privileged)
+        self._episode: object | None = None
         n, m = self.world.n_prompts, self.world.n_candidates
         self.n_pairs = spaces.n_pairs(m)
         self.action_space = self._make_action_space()
-        self.budget = DEFAULT_ROUNDS * self._labels_per_round() if budget is None else budget
-        if self.budget < 1:
-            raise ValueError(f"budget={self.budget} labels: at least 1 is needed")
+        self.budget = DEFAULT_ROUNDS * self._labels_per_round() if budget is None else whole_number("budget", budget)
         self.observation_space = spaces.observation_space(  # type: ignore[assignment]
             n, m, self.world.embedding_size, self.world.n_samples,
             selected=self._shows_selected, privileged=privileged,
@@ -124,6 +124,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Flat bool array of ``sum(nvec)`` (or n·P) entries: True where a pair may be chosen."""
+        self._require_episode()
         return spaces.pair_mask(self._pool.mask).reshape(-1)
 
     # The loop
@@ -133,24 +134,37 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         super().reset(seed=seed)
         self._spent = self._labels = self._judged = 0
         self.world.reset(self.np_random)
-        clock = _Clock()
+        self._episode = self.world.episode
+        clock = Clock()
         self._evaluation = clock("evaluate", lambda: self.world.evaluator.evaluate(self.world.posterior))
         self._draw(clock)
         return self._observe(), self._info(self._round_info(NO_LABELS, NO_SLOTS), clock)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Spend one round of labels."""
+        self._require_open(action)
+        return self._round(self._slots(action))
+
+    def _require_episode(self) -> None:
+        if self._episode is None:
+            raise RuntimeError("no episode has begun: call reset() first")
+        if self._episode is not self.world.episode:
+            raise RuntimeError(
+                "another environment has reset this World: give each its own, as prefenv.make_world() makes it"
+            )
+
+    def _require_open(self, action: Any) -> None:
+        self._require_episode()
         if self._spent >= self.budget:
             raise RuntimeError("the budget is spent and the episode is over: call reset()")
         if not self.action_space.contains(action):
             raise ValueError(f"action {action!r} is not in {self.action_space}")
-        return self._round(self._slots(action))
 
     def _round(self, asked: NDArray[np.int64]) -> tuple[Observation, float, bool, bool, Info]:
         """Label the asked slots, as far as the budget goes; learn, measure, draw."""
         asked = asked[: self.budget - self._spent]
         pairs = self._pairs(asked[self._kept(asked)])
-        clock, world, pool = _Clock(), self.world, self._pool
+        clock, world, pool = Clock(), self.world, self._pool
         preferences = clock("label", lambda: world.oracle.compare(pool, pairs))
         clock("update", lambda: world.posterior.update(pool, preferences))
         clock("step", lambda: world.learner.step(pool, preferences))
@@ -168,7 +182,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         gain = self._evaluation.win_rate.mean - before
         return self._observe(), gain, terminated, False, self._info(round_info, clock)
 
-    def _draw(self, clock: _Clock) -> None:
+    def _draw(self, clock: Clock) -> None:
         self._pool = clock("draw", self.world.source.draw)
         self._belief = clock("observe", lambda: self.world.posterior.predict(self._pool.embedding))
         if self.privileged:  # then the oracle judges every candidate shown
@@ -225,7 +239,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
             info["rows"] = self._pool.rows(preferences)
         return info
 
-    def _info(self, round_info: Info, clock: _Clock) -> Info:
+    def _info(self, round_info: Info, clock: Clock) -> Info:
         evaluation = self._evaluation
         return round_info | {
             "win_rate": evaluation.win_rate.mean,
@@ -250,10 +264,24 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
 
     # Saving and going on
 
+    def _made_with(self) -> dict[str, Any]:
+        """What must agree between the environment that saves a state and the one that loads it."""
+        names = ("name", "n_prompts", "n_candidates", "embedding_size", "n_samples", "settings")
+        form = {"form": type(self).__name__, "budget": self.budget, "privileged": self.privileged}
+        return (
+            form | {"labels_per_round": self._labels_per_round()} | {name: getattr(self.world, name) for name in names}
+        )
+
     def state_dict(self) -> State:
-        """All that the rest of the episode depends on; :meth:`load_state_dict` goes on exactly from here."""
+        """All that the rest of the episode depends on; :meth:`load_state_dict` goes on exactly from here.
+
+        Raises:
+            RuntimeError: no episode has begun, or another environment has taken the world.
+        """
+        self._require_episode()
         return {
             "version": STATE_VERSION,
+            "made_with": self._made_with(),
             "world": self.world.state_dict(),
             "np_random": copy.deepcopy(self.np_random.bit_generator.state),
             "pool": copy.deepcopy(self._pool),
@@ -265,140 +293,49 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     def load_state_dict(self, state: State) -> None:
         """Go on from a state that an environment with the same arguments saved.
 
+        Gymnasium's wrappers want ``reset`` called once before they step.
+
         Raises:
-            ValueError: the state is of another version or of other sizes.
+            ValueError: the state is of another version or of an environment made with other arguments; then nothing
+                has changed here.
         """
         if state.get("version") != STATE_VERSION:
-            raise ValueError(f"state of version {state.get('version')}, this package reads version {STATE_VERSION}")
-        shape = (self.world.n_prompts, self.world.n_candidates, self.world.embedding_size)
-        if state["pool"].embedding.shape != shape:
-            raise ValueError(f"state of (n, m, d) = {state['pool'].embedding.shape}, this environment has {shape}")
+            raise ValueError(f"state of version {state.get('version')!r}, this package reads version {STATE_VERSION}")
+        own, saved = self._made_with(), state["made_with"]
+        differing = [
+            f"{name} {saved.get(name)!r} there, {own[name]!r} here" for name in own if saved.get(name) != own[name]
+        ]
+        if differing:
+            raise ValueError(f"the state is of another environment: {'; '.join(differing)}")
         self.world.load_state_dict(state["world"])
+        self._episode = self.world.episode
         self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
         self._pool, self._belief = copy.deepcopy(state["pool"]), copy.deepcopy(state["belief"])
         self._evaluation = state["evaluation"]
         self._spent, self._labels, self._judged = state["counts"]
 
 
-class PrefAcquireBudgetEnv(PrefAcquireEnv):
-    """``PrefAcquireBudget-v0``: k labels a step, anywhere in the pool.
-
-    As :class:`PrefAcquireEnv`, but the action is ``MultiDiscrete([n·P] * k)``, each entry prompt · P + pair. A pair
-    asked for twice in a step is labelled once, costs twice, and is counted in ``info["repeated"]``.
-
-    Args:
-        labels_per_round: k; n when None.
-
-    Raises:
-        ValueError: k is not in 1 … n·P.
-    """
-
-    def __init__(
-        self,
-        world: str | World = "synthetic",
-        n_prompts: int | None = None,
-        n_candidates: int | None = None,
-        budget: int | None = None,
-        privileged: bool = False,
-        labels_per_round: int | None = None,
-    ) -> None:
-        self.labels_per_round = labels_per_round
-        super().__init__(world, n_prompts, n_candidates, budget, privileged)
-
-    def _make_action_space(self) -> gym.Space[Any]:
-        k, size = self._labels_per_round(), self.world.n_prompts * self.n_pairs
-        if not 1 <= k <= size:
-            raise ValueError(f"labels_per_round={k} must lie in 1 … {size}, the pairs of a pool")
-        return spaces.budget_space(self.world.n_prompts, self.world.n_candidates, k)
-
-    def _labels_per_round(self) -> int:
-        return self.world.n_prompts if self.labels_per_round is None else self.labels_per_round
-
-    def _slots(self, action: Any) -> NDArray[np.int64]:
-        return np.asarray(action, dtype=np.int64)
-
-    def action_masks(self) -> NDArray[np.bool_]:
-        """(k · n·P,) bool: each of the k choices has the same mask."""
-        return np.tile(super().action_masks(), self._labels_per_round())
-
-
-class PrefAcquireSequentialEnv(PrefAcquireBudgetEnv):
-    """``PrefAcquireSequential-v0``: one pair a step; every k-th (or the last that the budget pays) ends a round.
-
-    As :class:`PrefAcquireBudgetEnv`, but the action is ``Discrete(n·P)``. Between rounds the pool stays, the reward is
-    0, ``spent`` and ``budget`` count the pairs selected, and the observation's ``selected`` (n·P,) marks them;
-    ``action_masks`` forbids them. Labels come, and policy and posterior change, when the round ends.
-    """
-
-    _shows_selected: ClassVar[bool] = True
-
-    def _make_action_space(self) -> gym.Space[Any]:
-        super()._make_action_space()  # checks k
-        return spaces.sequential_space(self.world.n_prompts, self.world.n_candidates)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
-        """Begin an episode."""
-        self._selected: list[int] = []
-        return super().reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
-        """Select one pair."""
-        if self._spent >= self.budget:
-            raise RuntimeError("the budget is spent and the episode is over: call reset()")
-        if not self.action_space.contains(action):
-            raise ValueError(f"action {action!r} is not in {self.action_space}")
-        self._selected.append(int(action))
-        if len(self._selected) < min(self._labels_per_round(), self.budget - self._spent):
-            info = self._info(self._round_info(NO_LABELS, NO_SLOTS), _Clock())
-            info["spent"] += len(self._selected)
-            return self._observe(), 0.0, False, False, info
-        asked = np.array(self._selected, dtype=np.int64)
-        self._selected = []
-        return self._round(asked)
-
-    def action_masks(self) -> NDArray[np.bool_]:
-        """(n·P,) bool: pairs that exist and are not selected yet."""
-        allowed = PrefAcquireEnv.action_masks(self)
-        allowed[self._selected] = False
-        return allowed if allowed.any() else PrefAcquireEnv.action_masks(self)
-
-    def _observe(self) -> Observation:
-        observation = super()._observe()
-        selected = np.zeros(self.world.n_prompts * self.n_pairs, dtype=np.float32)
-        selected[self._selected] = 1.0
-        left = 1 - (self._spent + len(self._selected)) / self.budget
-        return observation | {"selected": selected, "budget": np.array([left], dtype=np.float32)}
-
-    def state_dict(self) -> State:
-        """As :meth:`PrefAcquireEnv.state_dict`, with the pairs selected so far."""
-        return super().state_dict() | {"selected": list(self._selected)}
-
-    def load_state_dict(self, state: State) -> None:
-        """Restore."""
-        super().load_state_dict(state)
-        self._selected = list(state["selected"])
-
-
-class _Clock:
+class Clock:
     """Runs calls and keeps their wall-clock seconds by name."""
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
 
     def __call__(self, name: str, call: Callable[[], Result]) -> Result:
+        """What the call returns."""
         start = time.perf_counter()
         result = call()
         self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
         return result
 
     def seconds(self) -> Seconds:
+        """What has been measured."""
         return Seconds(**self._spent)
 
 
 def _resolve_world(world: str | World, n_prompts: int | None, n_candidates: int | None) -> World:
-    sizes = {
-        name: value for name, value in (("n_prompts", n_prompts), ("n_candidates", n_candidates)) if value is not None
-    }
+    given = (("n_prompts", n_prompts), ("n_candidates", n_candidates))
+    sizes = {name: whole_number(name, value) for name, value in given if value is not None}
     if isinstance(world, str):
         return make_world(world, **sizes)
     if not isinstance(world, World):

@@ -8,7 +8,7 @@ of arrays, numbers, strings and the frozen dataclasses of ``prefenv.types``, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -101,6 +101,8 @@ class World:
         n_candidates: m, candidates a prompt.
         embedding_size: d.
         n_samples: S, joint posterior draws in an observation.
+        settings: what it was made with, where states must agree in it.
+        episode: new at each reset and load, so that an environment notices when another one takes its world over.
     """
 
     name: str
@@ -113,6 +115,8 @@ class World:
     n_candidates: int
     embedding_size: int
     n_samples: int
+    settings: Any = None
+    episode: object = field(default_factory=object, repr=False, compare=False)
 
     def parts(self) -> Sequence[Part]:
         """In the order in which they are reset: the source first, since it makes the episode's prompts."""
@@ -120,6 +124,7 @@ class World:
 
     def reset(self, rng: np.random.Generator) -> None:
         """Begin an episode: each part gets a generator of its own, seeded from ``rng``."""
+        self.episode = object()
         for part in self.parts():
             part.reset(np.random.default_rng(rng.integers(2**32, size=4)))
 
@@ -129,5 +134,6 @@ class World:
 
     def load_state_dict(self, state: State) -> None:
         """Restore all parts."""
+        self.episode = object()
         for name, part in zip(PART_NAMES, self.parts(), strict=True):
             part.load_state_dict(state[name])

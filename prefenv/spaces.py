@@ -56,7 +56,11 @@ def pair_index(i: IntArray | int, j: IntArray | int, m: int) -> IntArray:
 
 
 def pair_mask(mask: np.ndarray) -> BoolArray:
-    """(..., n, P) bool: both candidates exist, from the (..., n, m) mask of a pool."""
+    """(..., n, P) bool: both candidates exist, from the (..., n, m) mask of a pool.
+
+    >>> pair_mask(np.array([[1, 0, 1]]))
+    array([[False,  True, False]])
+    """
     present = np.asarray(mask, dtype=bool)
     first, second = pair_table(present.shape[-1])
     return present[..., first] & present[..., second]

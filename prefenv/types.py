@@ -17,16 +17,30 @@ IntArray = NDArray[np.integer]
 BoolArray = NDArray[np.bool_]
 
 
-def unknown_name(what: str, given: str, known: Iterable[str]) -> ValueError:
+def unknown_name(what: str, given: object, known: Iterable[str]) -> ValueError:
     """The error for a name that does not exist, with the closest one that does.
 
     >>> str(unknown_name("agent", "drst", ["drts", "random"]))
     "unknown agent 'drst': did you mean 'drts'? There are: drts, random"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(given).lower(), names, n=1, cutoff=0.4)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return ValueError(f"unknown {what} '{given}': {hint}There are: {', '.join(names)}")
+
+
+def whole_number(name: str, value: object, minimum: int = 1) -> int:
+    """The value as an int, if it is a whole number of at least ``minimum``.
+
+    >>> whole_number("budget", 8)
+    8
+
+    Raises:
+        ValueError: it is not; True and 2.0 are not whole numbers here.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
+    return int(value)
 
 
 def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -75,7 +75,7 @@ def world_settings(key: str, **settings: Any) -> Any:
     Raises:
         ValueError: no such world, no such setting (the closest is named), or a value that cannot be.
     """
-    if key not in WORLDS:
+    if not isinstance(key, str) or key not in WORLDS:
         raise unknown_name("world", key, WORLDS)
     known = [field.name for field in dataclasses.fields(WORLDS[key].settings)]
     for name in settings:
@@ -95,4 +95,5 @@ def make_world(key: str = "synthetic", **settings: Any) -> World:
         ValueError: as :func:`world_settings`.
         ModuleNotFoundError: the world needs an extra that is not installed; the message names it.
     """
-    return WORLDS[key].build(world_settings(key, **settings)) if key in WORLDS else world_settings(key)
+    checked = world_settings(key, **settings)
+    return WORLDS[key].build(checked)

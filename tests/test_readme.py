@@ -18,6 +18,13 @@ def test_python_blocks_run(capsys):
     assert printed.count("gain in win rate") == 2
 
 
+def test_nothing_is_left_open_and_what_it_shows_is_there():
+    assert "@@" not in README
+    folder = Path(__file__).parent.parent
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (folder / link).exists(), link
+
+
 def test_commands_of_the_readme_are_those_of_the_makefile():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
     compare = re.search(r"prefenv (compare .*) --out", makefile).group(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
@@ -69,51 +71,68 @@ def pair_features(observation: Observation) -> NDArray[np.float32]:
     """
     entry = {name: np.asarray(value, dtype=np.float64) for name, value in observation.items()}
     mask = entry["mask"].astype(bool)
-    first, second = pair_table(mask.shape[-1])
-    samples = entry["reward_samples"]
+    legal = pair_mask(mask)
+    shape = legal.shape
+    columns = (
+        *_reward_columns(entry, mask),
+        *_policy_columns(entry, mask),
+        _embedding_distance(entry["embedding"], mask),
+        np.broadcast_to(_standardised_entropy(entry["entropy"])[..., None], shape),
+        np.broadcast_to(entry["budget"][..., None], shape),
+        legal,
+    )
+    features = np.clip(np.stack(columns, axis=-1), -CLIP, CLIP) * legal[..., None]
+    return features.astype(np.float32)
+
+
+def _gap(values: FloatArray) -> FloatArray:
+    """(..., P) difference of the two candidates, from (..., m)."""
+    first, second = pair_table(values.shape[-1])
+    return values[..., first] - values[..., second]
+
+
+def _sum(values: FloatArray) -> FloatArray:
+    """(..., P) sum over the two candidates, from (..., m)."""
+    first, second = pair_table(values.shape[-1])
+    return values[..., first] + values[..., second]
+
+
+def _reward_columns(entry: Mapping[str, FloatArray], mask: NDArray[np.bool_]) -> tuple[FloatArray, ...]:
+    """The first eight features, from the belief about the reward."""
     square = _masked(entry["reward_mean"] ** 2 + entry["reward_std"] ** 2, mask).sum(axis=(-2, -1), keepdims=True)
     unit = np.maximum(np.sqrt(square / mask.sum(axis=(-2, -1), keepdims=True)), TINY)
-    mean = entry["reward_mean"] / unit
-    std = entry["reward_std"] / unit
-    prompt_mean = _masked(mean, mask).sum(axis=-1, keepdims=True) / mask.sum(axis=-1, keepdims=True)
-    centred = mean - prompt_mean
-    difference = (samples[..., first] - samples[..., second]).std(axis=-3) / unit
-    best = _chance_of_extreme(samples, mask, 1.0)
-    worst = _chance_of_extreme(samples, mask, -1.0)
-    implicit = _standardised(entry["implicit_reward"], mask)
-    logprob = _standardised(entry["logprob"], mask)
-    length = _standardised(np.log(np.maximum(entry["length"], 1.0)), mask)
-    entropy = entry["entropy"] - entry["entropy"].mean(axis=-1, keepdims=True)
-    entropy = entropy / np.maximum(entropy.std(axis=-1, keepdims=True), TINY)
-
-    def gap(values: FloatArray) -> FloatArray:
-        return values[..., first] - values[..., second]
-
-    def both(values: FloatArray) -> FloatArray:
-        return values[..., first] + values[..., second]
-
-    shape = gap(mean).shape
-    columns = (
-        np.abs(gap(mean)),
-        difference,
+    mean, std, samples = entry["reward_mean"] / unit, entry["reward_std"] / unit, entry["reward_samples"]
+    centred = mean - _masked(mean, mask).sum(axis=-1, keepdims=True) / mask.sum(axis=-1, keepdims=True)
+    first, second = pair_table(mask.shape[-1])
+    return (
+        np.abs(_gap(mean)),
+        _gap(samples).std(axis=-3) / unit,
         np.maximum(centred[..., first], centred[..., second]),
         np.minimum(centred[..., first], centred[..., second]),
-        both(std),
-        np.abs(gap(std)),
-        both(best),
-        both(worst),
-        np.abs(gap(implicit)),
-        np.abs(gap(logprob)),
-        both(logprob) / 2,
-        np.sign(gap(mean)) * gap(logprob),
-        np.abs(gap(length)),
-        _embedding_distance(entry["embedding"], mask),
-        np.broadcast_to(entropy[..., None], shape),
-        np.broadcast_to(entry["budget"][..., None], shape),
-        pair_mask(mask),
+        _sum(std),
+        np.abs(_gap(std)),
+        _sum(_chance_of_extreme(samples, mask, 1.0)),
+        _sum(_chance_of_extreme(samples, mask, -1.0)),
     )
-    features = np.clip(np.stack(columns, axis=-1), -CLIP, CLIP) * pair_mask(mask)[..., None]
-    return features.astype(np.float32)
+
+
+def _policy_columns(entry: Mapping[str, FloatArray], mask: NDArray[np.bool_]) -> tuple[FloatArray, ...]:
+    """The next five features, from what the policy and the texts are."""
+    logprob = _standardised(entry["logprob"], mask)
+    length = _standardised(np.log(np.maximum(entry["length"], 1.0)), mask)
+    return (
+        np.abs(_gap(_standardised(entry["implicit_reward"], mask))),
+        np.abs(_gap(logprob)),
+        _sum(logprob) / 2,
+        np.sign(_gap(entry["reward_mean"])) * _gap(logprob),
+        np.abs(_gap(length)),
+    )
+
+
+def _standardised_entropy(entropy: FloatArray) -> FloatArray:
+    """(..., n) in standard deviations from the mean over the prompts."""
+    centred = entropy - entropy.mean(axis=-1, keepdims=True)
+    return centred / np.maximum(centred.std(axis=-1, keepdims=True), TINY)
 
 
 def _masked(values: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium as gym
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from agents.learned import TRAINING_SEEDS
 from agents.learned.features import PairFeatures
 from agents.learned.network import PairPolicy, save_scorer
 
 ROLLOUT_STEPS = 40  # a world's steps between updates: four episodes of ten rounds
 DISCOUNT = 0.9  # an early gain is enjoyed for longer: about the area under a curve of ten rounds
 CHECKPOINT_STEPS = 10_000
-TRAINING_SEEDS = 1_000_000_000  # training worlds are seeded from here on, evaluation worlds below
 
 
 class _Checkpoints(BaseCallback):
@@ -36,9 +38,27 @@ class _Checkpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.num_timesteps - self._saved_at >= CHECKPOINT_STEPS:
             self._saved_at = self.num_timesteps
-            partial = self._path.with_suffix(".partial.zip")
-            self.model.save(partial)
-            os.replace(partial, self._path)
+            with whole_file(self._path) as partial:
+                self.model.save(partial)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``path`` when all is written: a crash leaves the old file."""
+    partial = path.with_name(f"partial-{path.name}")
+    yield partial
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks this small lose more to threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train_ppo(
@@ -78,12 +98,15 @@ def train_ppo(
     envs.seed(TRAINING_SEEDS + (seed * n_envs) + model.num_timesteps)
     left = steps - model.num_timesteps
     if left > 0:
-        model.learn(
-            left, callback=_Checkpoints(checkpoint), progress_bar=progress, reset_num_timesteps=False, tb_log_name="ppo"
-        )
+        with one_thread():
+            model.learn(
+                left, _Checkpoints(checkpoint), progress_bar=progress, reset_num_timesteps=False, tb_log_name="ppo"
+            )
     assert isinstance(model.policy, PairPolicy)
     weights = folder / "ppo.safetensors"
-    model.save(checkpoint)
-    save_scorer(model.policy.scorer, weights, note=f"PPO, {model.num_timesteps} steps, seed {seed}")
+    with whole_file(checkpoint) as partial:
+        model.save(partial)
+    with whole_file(weights) as partial:
+        save_scorer(model.policy.scorer, partial, note=f"PPO, {model.num_timesteps} steps, seed {seed}")
     envs.close()
     return weights

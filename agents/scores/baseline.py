@@ -22,6 +22,9 @@ def maxmin(observation: Observation, rng: np.random.Generator) -> FloatArray:
 
     Raises:
         ValueError: the observation has no ``oracle_score``.
+
+    >>> maxmin({"oracle_score": np.array([[2.0, -1.0, 0.5]])}, np.random.default_rng(0))
+    array([[3. , 1.5, 1.5]])
     """
     if "oracle_score" not in observation:
         raise ValueError("maxmin sees the oracle's scores: make the environment with privileged=True")

@@ -30,6 +30,10 @@ def deltaucb(observation: Observation, rng: np.random.Generator, *, width: float
 
     Returns:
         (..., n, P).
+
+    >>> belief = {"reward_mean": np.array([[0.0, 1.0, 3.0]]), "reward_std": np.array([[1.0, 0.5, 0.0]])}
+    >>> deltaucb(belief, np.random.default_rng(0))
+    array([[2.5, 4. , 2.5]])
     """
     low, high = _bounds(observation, width)
     first, second = pair_table(low.shape[-1])
@@ -48,6 +52,10 @@ def infomax(observation: Observation, rng: np.random.Generator, *, width: float 
 
     Returns:
         (..., n, P) in [0, 1].
+
+    >>> belief = {"reward_mean": np.array([[0.0, 1.0, 3.0]]), "reward_std": np.array([[1.0, 0.5, 0.0]])}
+    >>> infomax(belief, np.random.default_rng(0)).round(3)
+    array([[0.547, 0.101, 0.107]])
     """
     low, high = _bounds(observation, width)
     first, second = pair_table(low.shape[-1])

@@ -23,22 +23,26 @@ def dts(
 ) -> FloatArray:
     """Double Thompson sampling: the best of one draw against the best of another.
 
-    The second is drawn again while it equals the first, ``redraws`` times at most (fewer if there are fewer joint
-    draws), then taken uniformly from the others. Once the posterior is sure of one best candidate, that fallback is
-    what chooses the opponent.
+    The second is drawn again while it equals the first, at most ``redraws`` draws in all (fewer if there are fewer
+    joint draws), then taken uniformly from the others. Once the posterior is sure of one best candidate, that fallback
+    is what chooses the opponent. All other pairs score alike, so a budget beyond one pair a prompt is filled at random.
 
     Args:
         observation: with ``reward_samples`` (..., S, n, m) for joint draws, else ``reward_mean`` and ``reward_std``.
         rng: one uniform array is drawn.
         draw: "joint" or "interval".
         width: half the interval in standard deviations; only with draw="interval".
-        redraws: for the second candidate.
+        redraws: draws for the second candidate.
 
     Returns:
         (..., n, P): 1 for the pair, 0 for the others.
 
     Raises:
         ValueError: another ``draw``, ``redraws`` below 1, fewer than two joint draws.
+
+    >>> draws = np.array([[[0.0, 1.0, 2.0]], [[0.0, 2.0, 1.0]]])  # 2 is best in one, 1 in the other
+    >>> dts({"reward_samples": draws, "mask": np.ones((1, 3))}, np.random.default_rng(0))
+    array([[0., 0., 1.]])
     """
     return _drawn_pair(observation, rng, draw, width, redraws, second_sign=1.0)
 

@@ -29,7 +29,7 @@ def win_rate(wins: FloatArray) -> WinRate:
         raise ValueError("a win rate needs at least one evaluation prompt")
     mean = float(np.clip(wins.mean(), 0.0, 1.0))
     half = Z_95 * float(wins.std(ddof=1)) / np.sqrt(wins.size) if wins.size > 1 else 0.0
-    return WinRate(mean, max(0.0, mean - half), min(1.0, mean + half), wins.size)
+    return WinRate(mean, float(max(0.0, mean - half)), float(min(1.0, mean + half)), wins.size)
 
 
 def preference_prob(gap: FloatArray, temperature: float) -> FloatArray:
@@ -57,6 +57,9 @@ def chance_to_beat(reward: FloatArray, reference_prob: FloatArray, temperature: 
     Returns:
         (..., K) float64 in [0, 1]. The win rate of a policy p is ``(p * b).sum(-1)``, with both responses drawn
         independently.
+
+    >>> chance_to_beat(np.array([0.0, 1.0]), np.array([0.5, 0.5]), temperature=0.0)
+    array([0.25, 0.75])
     """
     wins = preference_prob(reward[..., :, None] - reward[..., None, :], temperature)
     return np.asarray((wins * reference_prob[..., None, :]).sum(-1))

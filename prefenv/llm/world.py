@@ -46,4 +46,5 @@ def make_llm_world(settings: LLMSettings) -> World:
         n_candidates=settings.n_candidates,
         embedding_size=reader.embedding_size,
         n_samples=settings.n_samples,
+        settings=settings,
     )

@@ -15,7 +15,7 @@ class BradleyTerryOracle:
     """P(i is preferred to j) = sig((r_i - r_j) / temperature).
 
     Args:
-        score: pool → (n, m) reward r; NaN is an error, never a label.
+        score: pool → (n, m) reward r; NaN or infinite is an error, never a label.
         temperature: 0 gives the label to the larger reward always; exact ties are then a fair coin.
     """
 
@@ -30,10 +30,10 @@ class BradleyTerryOracle:
         self._rng = rng
 
     def score(self, pool: Pool) -> FloatArray:
-        """(n, m) float32 reward."""
-        reward = np.asarray(self._score(pool), dtype=np.float32)
-        if np.any(np.isnan(reward[pool.mask])):
-            raise ValueError("the oracle's reward is NaN for a candidate: no label can be given")
+        """(n, m) float32 reward; 0 where there is no candidate."""
+        reward = np.where(pool.mask, np.asarray(self._score(pool), dtype=np.float32), np.float32(0.0))
+        if not np.all(np.isfinite(reward)):
+            raise ValueError("the oracle's reward is NaN or infinite for a candidate: no label can be given")
         return reward
 
     def compare(self, pool: Pool, pairs: Pairs) -> Preferences:

@@ -26,6 +26,10 @@ def laplace_update(mean: FloatArray, precision: FloatArray, delta: FloatArray) -
 
     Returns:
         mean (d,) float64, precision (d, d) float64.
+
+    >>> mean, precision = laplace_update(np.zeros(1), np.eye(1), np.array([[1.0]]))
+    >>> mean.round(3), precision.round(3)  # w = sig(-w); 1 + w (1 - w)
+    (array([0.401]), array([[1.24]]))
     """
 
     def loss(w: FloatArray) -> float:

@@ -17,12 +17,20 @@ from prefenv.types import FloatArray, Pool, Preferences
 
 
 def dpo_loss(theta: FloatArray, delta: FloatArray, beta: float) -> float:
-    """Mean of ``-log sig(beta theta · delta_k)``, delta (k, d) = features of the chosen less the rejected."""
+    """Mean of ``-log sig(beta theta · delta_k)``, delta (k, d) = features of the chosen less the rejected.
+
+    >>> round(dpo_loss(np.zeros(2), np.ones((3, 2)), beta=0.1), 6)  # log 2
+    0.693147
+    """
     return float(np.logaddexp(0.0, -beta * (delta @ theta)).mean())
 
 
 def dpo_gradient(theta: FloatArray, delta: FloatArray, beta: float) -> FloatArray:
-    """(d,) gradient of :func:`dpo_loss` in theta."""
+    """(d,) gradient of :func:`dpo_loss` in theta.
+
+    >>> dpo_gradient(np.zeros(2), np.array([[1.0, -2.0]]), beta=0.1)
+    array([-0.05,  0.1 ])
+    """
     return np.asarray(-beta * (expit(-beta * (delta @ theta)) @ delta) / len(delta))
 
 

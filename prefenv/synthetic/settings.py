@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from prefenv.types import whole_number
 
 
 @dataclass(frozen=True)
@@ -49,25 +52,25 @@ class SyntheticSettings:
     """Standard deviation of a reward under the posterior before any label, log-odds."""
 
     def __post_init__(self) -> None:
-        if self.n_candidates < 2:
-            raise ValueError(f"n_candidates={self.n_candidates}: a pair needs at least 2")
+        whole_number("n_candidates", self.n_candidates, minimum=2)
+        for name in ("n_prompts", "n_samples", "n_generators", "n_eval_prompts", "embedding_size", "gradient_steps"):
+            whole_number(name, getattr(self, name))
         if self.n_candidates > self.n_generators:
             raise ValueError(
                 f"n_candidates={self.n_candidates} of n_generators={self.n_generators}: each generator writes one "
                 "response to a prompt, so ask for fewer candidates or more generators"
             )
-        for name in (
-            "n_prompts", "n_samples", "n_eval_prompts", "embedding_size", "gradient_steps"
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("reward_scale", "beta", "learning_rate", "prior_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
         for name in ("skill_spread", "style_spread", "reference_spread", "oracle_temperature"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or larger")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or larger, and finite")
+        if not math.isfinite(self.length_bias):
+            raise ValueError(f"length_bias={self.length_bias} must be finite")
         if not 0 <= self.misspecification < 1:
             raise ValueError(f"misspecification={self.misspecification} must lie in [0, 1)")
         if not 0 <= self.capability_conflict <= 1:
             raise ValueError(f"capability_conflict={self.capability_conflict} must lie in [0, 1]")
+        if not isinstance(self.on_policy, bool):
+            raise ValueError(f"on_policy={self.on_policy!r} must be True or False")

@@ -164,4 +164,5 @@ def make_synthetic_world(settings: SyntheticSettings | None = None, name: str = 
         n_candidates=settings.n_candidates,
         embedding_size=settings.embedding_size,
         n_samples=settings.n_samples,
+        settings=settings,
     )

@@ -8,7 +8,8 @@ import agents
 import prefenv
 from agents.heuristic import ScoreAgent
 from agents.select import best_of_each_prompt, best_of_pool, choose
-from prefenv.env import PrefAcquireBudgetEnv, PrefAcquireEnv, PrefAcquireSequentialEnv
+from prefenv.env import PrefAcquireEnv
+from prefenv.forms import PrefAcquireBudgetEnv, PrefAcquireSequentialEnv
 from tests.conftest import make_observation
 
 
@@ -101,6 +102,9 @@ def test_unknown_names_are_told_the_closest():
         agents.make("deltaucb", widht=2.0)
     with pytest.raises(ValueError, match="prefenv train"):
         agents.make("ppo")
+    for key in (None, ["random"], "DRTS", 3):
+        with pytest.raises(ValueError, match="unknown agent"):
+            agents.make(key)
 
 
 class TestSelection:
@@ -131,6 +135,11 @@ class TestSelection:
             best_of_each_prompt(np.full((2, 3), np.nan), self.legal, rng)
         score[0, 0] = np.nan  # where no pair may be chosen, a NaN is of no account
         assert best_of_each_prompt(score, np.array([[False, True, False], [True, True, False]]), rng)[1] == 1
+
+    def test_a_legal_pair_of_no_worth_comes_before_an_illegal_one(self):
+        score, legal = np.array([[-np.inf, 0.0, 7.0]]), np.array([[True, False, False]])
+        for seed in range(20):
+            assert best_of_pool(score, legal, 2, np.random.default_rng(seed))[0] == 0
 
     def test_scores_of_another_shape(self):
         with pytest.raises(ValueError, match="shape"):

@@ -6,7 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from stable_baselines3 import PPO  # noqa: E402
+
 import agents  # noqa: E402
+from agents.learned import TRAINING_SEEDS  # noqa: E402
 from agents.learned.features import FEATURES, PairFeatures, pair_features  # noqa: E402
 from agents.learned.network import PairScorer, load_scorer, save_scorer, scorer_score  # noqa: E402
 from agents.learned.training import train_ppo  # noqa: E402
@@ -137,6 +140,9 @@ def test_training_is_deterministic_and_goes_on(tmp_path):
     assert first.read_bytes() == before
     train_ppo(small_env, tmp_path / "a", steps=480, n_envs=2, progress=False)
     assert first.read_bytes() != before
+    assert (
+        PPO.load(tmp_path / "a" / "checkpoint.zip", device="cpu")._n_updates == 6 * 8
+    )  # six rollouts, not four and six
 
 
 class Trivial(gym.Env):
@@ -178,8 +184,6 @@ def test_wrapper_keeps_masks_and_its_space(ragged_world):
 
 
 def test_plain_stable_baselines3_trains_on_the_dict_observation():
-    from stable_baselines3 import PPO
-
     model = PPO("MultiInputPolicy", small_env(), n_steps=16, batch_size=16, n_epochs=1, device="cpu")
     model.learn(32)
     assert small_env().action_space.contains(model.predict(small_env().reset(seed=0)[0])[0])
@@ -218,8 +222,6 @@ def test_forbidden_pairs_have_no_chance():
 
 
 def test_training_worlds_are_seeded_apart_from_compared_ones(tmp_path):
-    from experiments.compare import MAX_SEED
-
     seeds = []
 
     class Spy(gym.Wrapper):
@@ -231,4 +233,4 @@ def test_training_worlds_are_seeded_apart_from_compared_ones(tmp_path):
         train_ppo(lambda: Spy(small_env()), tmp_path / str(seed), steps=80, seed=seed, n_envs=2, progress=False)
     given = [seed for seed in seeds if seed is not None]
     assert len(given) == len(set(given)) == 4
-    assert min(given) >= MAX_SEED
+    assert min(given) >= TRAINING_SEEDS

@@ -14,7 +14,7 @@ import pytest
 
 from experiments import cli, report
 from experiments.compare import CompareConfig, compare
-from experiments.results import Results, Run, only_writer
+from experiments.results import Run, only_writer
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.world import SyntheticEvaluator
 
@@ -27,12 +27,12 @@ def config(out, **changes):
     return CompareConfig(out=out, **(defaults | changes))
 
 
-def lines(out):
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+def runs_of(text):
+    return [entry for entry in map(json.loads, text.splitlines()) if entry["kind"] == "run"]
 
 
 def runs(out):
-    return [entry for entry in lines(out) if entry["kind"] == "run"]
+    return runs_of((out / "results.jsonl").read_text())
 
 
 def what_happened(out):
@@ -169,19 +169,80 @@ def test_refuses_to_mix_settings_versions_and_writers(tmp_path):
     file.write_text(whole.replace('"version": 1', '"version": 7', 1))
     with pytest.raises(ValueError, match=r"line 1: results of version 7, this package reads 1"):
         compare(config(tmp_path))
-    file.write_text("{}\n" + whole)
+    run = json.dumps(runs_of(whole)[0])
+    for broken in (
+        "{}", "[]", "no json", '"text"', '{"version": 1, "kind": "other"}',
+        '{"version": 1, "kind": "run", "world": "synthetic"}',
+        run,  # whose settings are not there
+        run.replace('"win_rate"', '"loss_rate"'), run.replace('"finished"', '"begun"'),
+    ):  # fmt: skip
+        file.write_text(broken + "\n" + whole)
+        with pytest.raises(ValueError, match="line 1: not a line of results"):
+            compare(config(tmp_path))
+    file.write_bytes(b"\xff\xfe\n" + whole.encode())
     with pytest.raises(ValueError, match="line 1: not a line of results"):
         compare(config(tmp_path))
 
 
-def test_worlds_are_paired_by_seed(tmp_path):
+def test_a_file_for_a_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file: name a folder"):
+        compare(config(tmp_path / "file"))
+
+
+def test_weights_that_cannot_be_read_are_told_and_spoil_nothing(tmp_path):
+    pytest.importorskip("torch")
+    junk = tmp_path / "junk"
+    junk.write_bytes(b"junk")
+    settings = config(tmp_path / "out", agents=("random", "ppo"), seeds=1, ppo_weights=junk)
+    with pytest.raises(ValueError, match="no safetensors file"):
+        compare(settings)
+    assert compare(dataclasses.replace(settings, ppo_weights=None, ppo_steps=80)) == 0
+    about = json.loads((tmp_path / "out" / "ppo_80_steps" / "train.json").read_text())
+    assert about["rounds"] == 3  # as compared
+    assert about["settings"]["n_prompts"] == 2
+
+
+def test_texts_are_kept_round_by_round(tmp_path, monkeypatch):
+    from prefenv.synthetic.world import SyntheticPool
+
+    def rows(self, preferences):
+        return [{"prompt_id": int(p), "prompt": "p", "chosen": "c", "rejected": "r"} for p in preferences.prompt]
+
+    monkeypatch.setattr(SyntheticPool, "rows", rows, raising=False)
+    for _ in range(2):  # a run that is repeated begins its file anew
+        (tmp_path / "results.jsonl").unlink(missing_ok=True)
+        compare(config(tmp_path, agents=("random",), seeds=1))
+    lines_ = (tmp_path / "preferences" / "synthetic-random-seed_0.jsonl").read_text().splitlines()
+    assert [(row["round"], row["prompt_id"]) for row in map(json.loads, lines_)] == [
+        (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)
+    ]  # fmt: skip
+
+
+def test_worlds_are_paired_by_seed(tmp_path, monkeypatch):
+    from prefenv.synthetic.world import SyntheticSource
+
+    first_pools = []
+    draw, reset = SyntheticSource.draw, SyntheticSource.reset
+
+    def noted_reset(self, rng):
+        reset(self, rng)
+        self.fresh = True
+
+    def noted_draw(self):
+        pool = draw(self)
+        if self.fresh:
+            first_pools.append(pool.embedding)
+        self.fresh = False
+        return pool
+
+    monkeypatch.setattr(SyntheticSource, "reset", noted_reset)
+    monkeypatch.setattr(SyntheticSource, "draw", noted_draw)
     compare(config(tmp_path, agents=("random", "drts"), rounds=1))
-    by_cell = {(run["agent"], run["seed"]): run["curves"]["capability"] for run in runs(tmp_path)}
-    world_means = [
-        Results(tmp_path).runs["synthetic", agent, 0].curves["win_rate_low"][0] for agent in ("random", "drts")
-    ]
-    assert world_means[0] == world_means[1]
-    assert by_cell["random", 0] != by_cell["random", 1]
+    seed_0, seed_0_again, seed_1, seed_1_again = first_pools
+    np.testing.assert_array_equal(seed_0, seed_0_again)
+    np.testing.assert_array_equal(seed_1, seed_1_again)
+    assert not np.allclose(seed_0, seed_1)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +281,7 @@ def test_ppo_is_trained_once_and_its_weights_are_not_mixed(tmp_path):
     pytest.importorskip("torch")
     settings = config(tmp_path, agents=("random", "ppo"), seeds=1, ppo_steps=100)
     assert compare(settings) == 0
-    weights = tmp_path / "ppo" / "ppo.safetensors"
+    weights = tmp_path / "ppo_100_steps" / "ppo.safetensors"
     stamp = weights.stat().st_mtime_ns
     assert compare(dataclasses.replace(settings, seeds=2)) == 0
     assert weights.stat().st_mtime_ns == stamp
@@ -262,7 +323,9 @@ class TestReport:
         runs_ += [self.run("drts", seed, [0.5, 0.6 + seed / 10, 0.5]) for seed in range(4)]
         row = report.table(runs_, ["synthetic"], ["random", "drts"]).splitlines()[3]
         assert "+0.050 [+0.050, +0.050]" in row
-        assert [cell.strip() for cell in row.split("|")[3:6]] == ["4", "0.500", "0.625"]
+        assert [cell.strip() for cell in row.split("|")[3:10]] == [
+            "4", "0.500", "0.625", "+0.050 [+0.050, +0.050]", "8", "2", "0.5"
+        ]  # fmt: skip
 
     def test_one_seed_has_no_interval_and_no_baseline_no_difference(self):
         runs_ = [self.run("random", 0, [0.5, 0.6, 0.7]), self.run("drts", 0, [0.5, 0.7, 0.7])]

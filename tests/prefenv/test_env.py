@@ -7,7 +7,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
 import prefenv
-from prefenv.env import PrefAcquireBudgetEnv, PrefAcquireEnv, PrefAcquireSequentialEnv
+from prefenv.env import PrefAcquireEnv
+from prefenv.forms import PrefAcquireBudgetEnv, PrefAcquireSequentialEnv
 
 SMALL = {"n_prompts": 3, "n_candidates": 3}
 WARNINGS_THAT_DO_NOT_MATTER = (
@@ -16,7 +17,7 @@ WARNINGS_THAT_DO_NOT_MATTER = (
 )
 
 
-def walk(env, steps, actions, observe_masks=False):
+def walk(env, steps, actions):
     """Observations, rewards, ends and infos of so many steps, through the ends of episodes."""
     trail = []
     for _, action in zip(range(steps), actions, strict=False):
@@ -87,7 +88,7 @@ def test_state_of_another_version_or_size_is_refused():
         env.load_state_dict(state | {"version": 99})
     other = gym.make("PrefAcquire-v0", n_prompts=4, n_candidates=3).unwrapped
     other.reset(seed=0)
-    with pytest.raises(ValueError, match=r"\(3, 3, 16\)"):
+    with pytest.raises(ValueError, match="n_prompts 3 there, 4 here"):
         other.load_state_dict(state)
 
 
@@ -309,3 +310,73 @@ def test_a_state_is_not_changed_by_going_on():
         frozen = pickle.dumps(state)
         walk(env, 5, sampled(env, 5))
         assert pickle.dumps(state) == frozen
+
+
+def test_a_world_serves_one_environment_at_a_time():
+    world = prefenv.make_world("synthetic", n_prompts=3)
+    first, second = PrefAcquireEnv(world), PrefAcquireEnv(world)
+    first.reset(seed=0)
+    first.step(np.zeros(3, dtype=np.int64))
+    second.reset(seed=1)
+    with pytest.raises(RuntimeError, match="another environment has reset this World"):
+        first.step(np.zeros(3, dtype=np.int64))
+    second.step(np.zeros(3, dtype=np.int64))
+    first.reset(seed=0)  # taking turns is fine
+    first.step(np.zeros(3, dtype=np.int64))
+
+
+def test_a_state_of_another_environment_changes_nothing():
+    env = PrefAcquireEnv(prefenv.make_world("synthetic", n_prompts=3))
+    env.reset(seed=0)
+    state = env.state_dict()
+    others = {
+        "budget": PrefAcquireEnv(prefenv.make_world("synthetic", n_prompts=3), budget=7),
+        "beta": PrefAcquireEnv(prefenv.make_world("synthetic", n_prompts=3, beta=0.2)),
+        "form": PrefAcquireSequentialEnv(prefenv.make_world("synthetic", n_prompts=3)),
+        "privileged": PrefAcquireEnv(prefenv.make_world("synthetic", n_prompts=3), privileged=True),
+    }
+    for difference, other in others.items():
+        other.reset(seed=1)
+        before = pickle.dumps(other.state_dict())
+        with pytest.raises(ValueError, match=difference):
+            other.load_state_dict(state)
+        assert pickle.dumps(other.state_dict()) == before
+
+
+@pytest.mark.parametrize("call", ["action_masks", "state_dict"])
+@pytest.mark.parametrize("env_id", prefenv.ENV_IDS)
+def test_before_reset_there_is_no_episode(env_id, call):
+    env = gym.make(env_id, **SMALL).unwrapped
+    with pytest.raises(RuntimeError, match=r"reset\(\) first"):
+        getattr(env, call)()
+    with pytest.raises(RuntimeError, match=r"reset\(\) first"):
+        env.step(env.action_space.sample())
+
+
+@pytest.mark.parametrize("name", ["budget", "n_prompts", "n_candidates"])
+@pytest.mark.parametrize("value", [2.5, "8", True, float("nan"), -1])
+def test_sizes_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name}=.*whole number"):
+        gym.make("PrefAcquire-v0", **{name: value})
+
+
+def test_win_rate_interval_is_shown():
+    env = gym.make("PrefAcquire-v0", **SMALL)
+    env.reset(seed=0)
+    info = env.step(np.zeros(3, dtype=np.int64))[-1]
+    assert info["win_rate_low"] < info["win_rate"] < info["win_rate_high"]
+    assert type(info["win_rate_low"]) is float
+
+
+def test_hidden_reward_does_not_reach_the_observation(monkeypatch):
+    plain = PrefAcquireEnv(prefenv.make_world("synthetic", n_prompts=3))
+    twisted = PrefAcquireEnv(prefenv.make_world("synthetic", n_prompts=3))
+    draw = twisted.world.source.draw
+
+    def with_another_reward():
+        pool = draw()
+        object.__setattr__(pool, "reward", -3.0 * pool.reward)
+        return pool
+
+    monkeypatch.setattr(twisted.world.source, "draw", with_another_reward)
+    assert data_equivalence(plain.reset(seed=0)[0], twisted.reset(seed=0)[0], exact=True)

@@ -92,3 +92,23 @@ def test_no_labels_change_nothing_and_state_goes_round():
 def test_sizes_that_cannot_be(arguments):
     with pytest.raises(ValueError, match="must be"):
         BayesianLinearPosterior(*arguments)
+
+
+def test_labels_make_it_surer_and_both_directions_count():
+    pool = make_pool(np.ones((2, 3), dtype=bool), np.random.default_rng(2))
+    rows, first, second = np.array([0, 1]), np.array([0, 0]), np.array([1, 2])
+    prior = BayesianLinearPosterior(3, 4)
+    stds, means = [prior.predict(pool.embedding).std], []
+    for chosen, rejected in ((first, second), (second, first)):
+        posterior = BayesianLinearPosterior(3, 4)
+        posterior.update(pool, Preferences(rows, chosen, rejected))
+        belief = posterior.predict(pool.embedding)
+        assert np.all(belief.mean[rows, chosen] > belief.mean[rows, rejected])
+        stds.append(belief.std)
+        means.append(belief.mean)
+    np.testing.assert_allclose(means[0], -means[1], atol=1e-6)
+    assert np.all(stds[1] < stds[0])
+    delta = (pool.embedding[rows, first] - pool.embedding[rows, second]).astype(np.float64)
+    _, precision = laplace_update(np.zeros(3), 3.0 * np.eye(3), delta)
+    flat = pool.embedding.reshape(6, 3).astype(np.float64)
+    np.testing.assert_allclose(stds[1].ravel(), np.sqrt(np.diag(flat @ np.linalg.inv(precision) @ flat.T)), rtol=1e-5)

@@ -146,7 +146,6 @@ def test_on_policy_pools_follow_the_policy():
 def test_every_setting_changes_something():
     def outcome(**settings):
         world = fresh(**settings)
-        rng = np.random.default_rng(0)
         trail = []
         for _ in range(2):
             pool = world.source.draw()
@@ -157,7 +156,6 @@ def test_every_setting_changes_something():
             belief = world.posterior.predict(pool.embedding)
             trail += [pool.embedding.sum(), pool.logprob.sum(), pool.implicit_reward.sum(), belief.samples.sum()]
             trail += [labels.chosen.sum(), str(world.evaluator.evaluate(world.posterior))]
-        del rng
         return [str(value) for value in trail]
 
     changed = {
@@ -176,7 +174,8 @@ def test_every_setting_changes_something():
     "wrong",
     [
         {"misspecification": 1.0}, {"beta": 0.0}, {"learning_rate": -1.0}, {"oracle_temperature": -1.0},
-        {"capability_conflict": 1.5}, {"gradient_steps": 0}, {"embedding_size": 0},
+        {"capability_conflict": 1.5}, {"gradient_steps": 0}, {"embedding_size": 0}, {"length_bias": float("nan")},
+        {"reward_scale": float("inf")}, {"on_policy": "yes"}, {"n_samples": 2.0},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_named(wrong):
@@ -215,6 +214,11 @@ class TestOracle:
     def test_nan_reward_is_an_error_not_a_label(self):
         with pytest.raises(ValueError, match="NaN"):
             self.compare(1.0, np.nan)
+
+    @pytest.mark.parametrize("gap", [np.inf, -np.inf, 1e39])
+    def test_infinite_reward_is_an_error_not_a_label(self, gap):
+        with pytest.raises(ValueError, match="infinite"), np.errstate(over="ignore"):
+            self.compare(1.0, gap)
 
     def test_negative_temperature(self):
         with pytest.raises(ValueError, match="temperature=-1"):
@@ -295,3 +299,11 @@ def test_parts_draw_from_streams_of_their_own():
     assert other.oracle._rng.random(4).tolist() != streams[1]
     embedding = fresh().source.draw().embedding[0, 0]
     assert not np.any(np.all(np.isclose(fresh().evaluator._responses.embedding, embedding), axis=-1))
+
+
+def test_every_seed_has_its_own_truth_prompts_and_noise():
+    a, b = fresh(seed=0), fresh(seed=1)
+    for name in ("reward_direction", "capability_direction", "length_direction", "rotation", "generator_mean"):
+        assert not np.allclose(getattr(a.source.hidden, name), getattr(b.source.hidden, name)), name
+    assert not np.allclose(a.evaluator._responses.reward, b.evaluator._responses.reward)
+    assert not np.allclose(a.source.draw().embedding, b.source.draw().embedding)
