@@ -2,44 +2,86 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 
-from prefenv.posteriors.bayesian_linear import BayesianLinearPosterior, laplace_update
+from prefenv.posteriors.bayesian_linear import BayesianLinearPosterior, absorb_label
 from prefenv.protocols import RewardPosterior
 from prefenv.types import Preferences
 from tests.conftest import make_pool
 
 
+def absorb(mean, root, deltas):
+    for delta in deltas:
+        mean, root = absorb_label(mean, root, delta)
+    return mean, root
+
+
+def exact_moments(covariance, deltas):
+    """Mean and covariance of the two-dimensional posterior under the logistic likelihood, on a fine grid."""
+    reach = 6 * np.sqrt(np.diag(covariance))
+    grid = np.stack(np.meshgrid(*(np.linspace(-r, r, 401) for r in reach), indexing="ij"), axis=-1).reshape(-1, 2)
+    log = -0.5 * np.einsum("ij,jk,ik->i", grid, np.linalg.inv(covariance), grid)
+    log -= np.logaddexp(0, -grid @ deltas.T).sum(axis=1)
+    weight = np.exp(log - log.max())
+    weight /= weight.sum()
+    mean = weight @ grid
+    return mean, (grid - mean).T @ ((grid - mean) * weight[:, None])
+
+
 def test_one_label_in_one_dimension_by_hand():
-    # minimise w²/2 + log(1 + exp(-w)): w = sig(-w), so w = 0.401058; the Hessian there is 1 + w (1 - w)
-    mean, precision = laplace_update(np.zeros(1), np.eye(1), np.ones((1, 1)))
-    assert mean[0] == pytest.approx(0.401058, abs=1e-6)
-    assert precision[0, 0] == pytest.approx(1.240210, abs=1e-5)
+    # a unit normal times Phi(t / a): mean sqrt(2 / (pi (a² + 1))), variance 1 - 2 / (pi (a² + 1))
+    mean, root = absorb_label(np.zeros(1), np.eye(1), np.ones(1))
+    square = 2 / (np.pi * (1.702**2 + 1))
+    assert mean[0] == pytest.approx(np.sqrt(square))
+    assert root[0, 0] ** 2 == pytest.approx(1 - square)
 
 
-def test_mode_is_what_a_general_optimiser_finds():
-    rng = np.random.default_rng(0)
-    delta, mean = rng.standard_normal((40, 6)), rng.standard_normal(6)
-    root = rng.standard_normal((6, 6))
-    precision = root @ root.T + np.eye(6)
+@pytest.mark.parametrize("n_labels", [1, 5, 40])
+@pytest.mark.parametrize("prior_std", [0.5, 2.0])
+def test_moments_are_close_to_the_exact_ones(n_labels, prior_std):
+    errors, ratios = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        deltas = rng.standard_normal((n_labels, 2))
+        truth = prior_std * rng.standard_normal(2)
+        deltas *= np.where(rng.random(n_labels) < 1 / (1 + np.exp(-deltas @ truth)), 1, -1)[:, None]
+        mean, covariance = exact_moments(prior_std**2 * np.eye(2), deltas)
+        found, root = absorb(np.zeros(2), prior_std * np.eye(2), deltas)
+        errors.append(np.sqrt((found - mean) @ np.linalg.solve(covariance, found - mean) / 2))
+        ratios.append(np.trace(np.linalg.solve(covariance, root @ root.T)) / 2)
+    assert np.mean(errors) < 0.2  # posterior standard deviations
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.15)
 
-    def loss(w):
-        return 0.5 * (w - mean) @ precision @ (w - mean) + np.logaddexp(0, -delta @ w).sum()
 
-    found, _ = laplace_update(mean, precision, delta)
-    np.testing.assert_allclose(found, minimize(loss, mean, tol=1e-12).x, atol=1e-5)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.floats(1e-3, 1e4), st.integers(1, 200))
-def test_separable_labels_never_break_it(scale, k):
-    mean, precision = np.zeros(3), np.eye(3) * 1e-3
-    delta = scale * np.abs(np.random.default_rng(k).standard_normal((k, 3)))
-    for _ in range(5):
-        mean, precision = laplace_update(mean, precision, delta)
+@settings(max_examples=50, deadline=None)
+@given(st.floats(1e-6, 1e6), st.integers(1, 200), st.sampled_from([1.0, -1.0]))
+def test_no_labels_ever_break_it(scale, k, flip):
+    rng = np.random.default_rng(k)
+    deltas = scale * np.abs(rng.standard_normal((k, 3)))  # separable ...
+    deltas[::2] *= flip  # ... or flatly contradictory
+    mean, root = absorb(np.zeros(3), 30 * np.eye(3), np.repeat(deltas, 5, axis=0))
     assert np.all(np.isfinite(mean))
-    assert np.linalg.eigvalsh(precision).min() > 0
-    assert np.all(delta @ mean > 0)
+    assert np.all(np.isfinite(root))
+    assert np.all(np.diag(root @ root.T) <= 900 * (1 + 1e-9))
+    if flip > 0:
+        assert np.all(deltas @ mean > 0)
+    else:
+        assert np.all(np.abs(deltas @ mean) < np.inf)
+
+
+def test_a_label_of_equals_teaches_nothing():
+    mean, root = absorb_label(np.ones(2), np.eye(2), np.zeros(2))
+    assert mean.tolist() == [1.0, 1.0]
+    assert root.tolist() == np.eye(2).tolist()
+
+
+def test_leading_axes_are_a_batch():
+    rng = np.random.default_rng(0)
+    mean, root, delta = rng.standard_normal((5, 3)), rng.standard_normal((5, 3, 3)), rng.standard_normal((5, 3))
+    together = absorb_label(mean, root, delta)
+    for b in range(5):
+        alone = absorb_label(mean[b], root[b], delta[b])
+        np.testing.assert_allclose(together[0][b], alone[0], rtol=1e-12)
+        np.testing.assert_allclose(together[1][b], alone[1], rtol=1e-12)
 
 
 def test_prior_has_the_promised_scale_and_draws_its_covariance():
@@ -52,24 +94,21 @@ def test_prior_has_the_promised_scale_and_draws_its_covariance():
     posterior.update(pool, Preferences(np.array([0, 1]), np.array([0, 2]), np.array([1, 0])))
     belief = posterior.predict(embedding)
     flat = embedding.reshape(6, 4).astype(np.float64)
-    covariance = flat @ np.linalg.inv(posterior.precision) @ flat.T
+    covariance = flat @ posterior.root @ posterior.root.T @ flat.T
     draws = belief.samples.reshape(-1, 6)
     np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.25)
     np.testing.assert_allclose(belief.std.reshape(-1), np.sqrt(np.diag(covariance)), rtol=1e-5)
     np.testing.assert_allclose(draws.mean(axis=0), belief.mean.reshape(-1), atol=0.1)
 
 
-def test_learning_label_by_label_is_close_to_all_at_once():
+def test_many_labels_find_the_truth():
     rng = np.random.default_rng(0)
     truth = rng.standard_normal(3)
-    delta = rng.standard_normal((300, 3))
-    delta *= np.where(rng.random(300) < 1 / (1 + np.exp(-delta @ truth)), 1, -1)[:, None]
-    at_once, _ = laplace_update(np.zeros(3), np.eye(3), delta)
-    mean, precision = np.zeros(3), np.eye(3)
-    for start in range(0, 300, 10):
-        mean, precision = laplace_update(mean, precision, delta[start : start + 10])
-    np.testing.assert_allclose(mean, at_once, atol=0.1)
-    np.testing.assert_allclose(mean, truth, atol=0.5)
+    deltas = rng.standard_normal((3000, 3))
+    deltas *= np.where(rng.random(3000) < 1 / (1 + np.exp(-deltas @ truth)), 1, -1)[:, None]
+    mean, root = absorb(np.zeros(3), np.eye(3), deltas)
+    np.testing.assert_allclose(mean, truth, atol=4 * np.sqrt(np.diag(root @ root.T)).max())
+    assert np.sqrt(np.diag(root @ root.T)).max() < 0.1
 
 
 def test_no_labels_change_nothing_and_state_goes_round():
@@ -79,7 +118,7 @@ def test_no_labels_change_nothing_and_state_goes_round():
     before = posterior.state_dict()
     empty = np.empty(0, dtype=np.int64)
     posterior.update(pool, Preferences(empty, empty, empty))
-    np.testing.assert_array_equal(posterior.precision, before["precision"])
+    np.testing.assert_array_equal(posterior.root, before["root"])
     posterior.update(pool, Preferences(np.array([0]), np.array([0]), np.array([1])))
     state = posterior.state_dict()
     expected = posterior.predict(pool.embedding)
@@ -109,6 +148,6 @@ def test_labels_make_it_surer_and_both_directions_count():
     np.testing.assert_allclose(means[0], -means[1], atol=1e-6)
     assert np.all(stds[1] < stds[0])
     delta = (pool.embedding[rows, first] - pool.embedding[rows, second]).astype(np.float64)
-    _, precision = laplace_update(np.zeros(3), 3.0 * np.eye(3), delta)
+    _, root = absorb(np.zeros(3), np.eye(3) / np.sqrt(3), delta)
     flat = pool.embedding.reshape(6, 3).astype(np.float64)
-    np.testing.assert_allclose(stds[1].ravel(), np.sqrt(np.diag(flat @ np.linalg.inv(precision) @ flat.T)), rtol=1e-5)
+    np.testing.assert_allclose(stds[1].ravel(), np.linalg.norm(flat @ root, axis=1), rtol=1e-5)
