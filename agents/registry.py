@@ -75,6 +75,10 @@ AGENTS: dict[str, AgentSpec] = {
         AgentSpec("infomax", "exploration", "widest interval of the preference chance", AUF, "2", intervals.infomax),
         AgentSpec("maxmin", "large gap", "oracle's best against its worst", AUF, "m", baseline.maxmin, privileged=True),
         AgentSpec(
+            "oracle-greedy", "reference", "largest expected one-step gain in win rate, by the world's own truth",
+            "bounds the table from above", "m", baseline.oracle_greedy, privileged=True,
+        ),
+        AgentSpec(
             "ppo", "learned", "a pair scorer trained by PPO in the simulator",
             "ours; PPO: arXiv 1707.06347, Stable-Baselines3", "2", _load_learned, learned=True,
         ),

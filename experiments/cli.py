@@ -39,7 +39,7 @@ Command = (
 def _list_agents() -> None:
     for key, spec in agents.AGENTS.items():
         privileged = " [privileged]" if spec.privileged else ""
-        print(f"{key:10} {spec.family:12} judged {spec.judged:2} {spec.summary}{privileged} ({spec.source})")
+        print(f"{key:14} {spec.family:12} judged {spec.judged:2} {spec.summary}{privileged} ({spec.source})")
 
 
 def _list_worlds() -> None:

@@ -14,9 +14,11 @@ from agents import AGENTS
 from experiments.results import Run
 
 BASELINE = "random"
+CEILING = "oracle-greedy"
 CONFIDENCE = 0.95
 COLUMNS = (
-    "world", "agent", "seeds", "final win rate", "area", "area - random's", "labels", "judged", "choosing, s"
+    "world", "agent", "seeds", "final win rate", "area", "area - random's", "headroom", "labels", "judged",
+    "choosing, s",
 )  # fmt: skip
 
 
@@ -66,11 +68,11 @@ def table(runs: Sequence[Run], worlds: Sequence[str], agents: Sequence[str]) -> 
     """Markdown table, a row for each world and agent that has a finished run."""
     rows = [list(COLUMNS)]
     for world in worlds:
-        baseline = finished(runs, world, BASELINE)
+        baseline, ceiling = finished(runs, world, BASELINE), finished(runs, world, CEILING)
         for agent in agents:
             by_seed = finished(runs, world, agent)
             if by_seed:
-                rows.append(_row(world, agent, by_seed, baseline))
+                rows.append(_row(world, agent, by_seed, baseline, ceiling))
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -79,12 +81,24 @@ def table(runs: Sequence[Run], worlds: Sequence[str], agents: Sequence[str]) -> 
     return "\n".join(lines)
 
 
-def _row(world: str, agent: str, by_seed: dict[int, Run], baseline: dict[int, Run]) -> list[str]:
+def headroom(by_seed: dict[int, Run], baseline: dict[int, Run], ceiling: dict[int, Run]) -> float:
+    """(area - random's) / (oracle-greedy's - random's), of means over the seeds that all have; NaN without one."""
+    seeds = by_seed.keys() & baseline.keys() & ceiling.keys()
+    if not seeds:
+        return float("nan")
+    own, low, high = (np.mean([area(runs[seed]) for seed in seeds]) for runs in (by_seed, baseline, ceiling))
+    return float((own - low) / (high - low)) if high != low else float("nan")
+
+
+def _row(
+    world: str, agent: str, by_seed: dict[int, Run], baseline: dict[int, Run], ceiling: dict[int, Run]
+) -> list[str]:
     shared = sorted(by_seed.keys() & baseline.keys())
     difference = "-"
     if agent != BASELINE and shared:
         difference = str(interval([area(by_seed[seed]) - area(baseline[seed]) for seed in shared]))
     runs = list(by_seed.values())
+    room = headroom(by_seed, baseline, ceiling)
     return [
         world,
         label(agent),
@@ -92,6 +106,7 @@ def _row(world: str, agent: str, by_seed: dict[int, Run], baseline: dict[int, Ru
         f"{np.mean([run.curves['win_rate'][-1] for run in runs]):.3f}",
         f"{np.mean([area(run) for run in runs]):.3f}",
         difference,
+        "-" if np.isnan(room) else f"{room:.2f}",
         f"{np.mean([run.labels for run in runs]):.0f}",
         AGENTS[agent].judged,
         f"{np.mean([run.seconds_choosing for run in runs]):.2g}",

@@ -50,6 +50,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     ``mask``           (n, m) int8  1 where there is a candidate
     ``budget``         (1,)         share of the episode's labels that is left, in [0, 1]
     ``oracle_score``   (n, m)       the oracle's reward; only with ``privileged=True``
+    ``oracle_gain``    (n, P)       expected gain of each pair's label; likewise, in worlds that know it
     ================== ============ ==============================================================
 
     Reward: gain in win rate against the reference since the step before; an episode's rewards sum to its final win
@@ -69,7 +70,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         n_prompts: n; the world's own when None. Only with a key.
         n_candidates: m; likewise.
         budget: labels allowed in an episode; ten rounds when None.
-        privileged: show ``oracle_score``.
+        privileged: show ``oracle_score`` and ``oracle_gain``.
 
     Raises:
         ValueError: an unknown world, a size that cannot be, sizes given beside a World object.
@@ -107,7 +108,8 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         self.budget = DEFAULT_ROUNDS * self._labels_per_round() if budget is None else whole_number("budget", budget)
         self.observation_space = spaces.observation_space(  # type: ignore[assignment]
             n, m, self.world.embedding_size, self.world.n_samples,
-            selected=self._shows_selected, privileged=privileged,
+            selected=self._shows_selected, privileged=self.privileged,
+            gain=self.privileged and self.world.gain is not None,
         )  # fmt: skip
 
     # What the forms of the action differ in
@@ -222,6 +224,8 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         }
         if self.privileged:
             observation["oracle_score"] = self.world.oracle.score(pool).astype(np.float32)
+            if self.world.gain is not None:
+                observation["oracle_gain"] = self.world.gain(pool).astype(np.float32)
         return observation
 
     def _round_info(self, preferences: Preferences, asked: NDArray[np.int64]) -> Info:

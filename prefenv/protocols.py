@@ -7,7 +7,7 @@ of arrays, numbers, strings and the frozen dataclasses of ``prefenv.types``, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -102,6 +102,8 @@ class World:
         embedding_size: d.
         n_samples: S, joint posterior draws in an observation.
         settings: what it was made with, where states must agree in it.
+        gain: pool → (n, P): to first order and up to a common factor, what the label of each pair is expected to add to
+            the win rate, by the world's own truth. None where it cannot be known.
         episode: new at each reset and load, so that an environment notices when another one takes its world over.
     """
 
@@ -116,6 +118,7 @@ class World:
     embedding_size: int
     n_samples: int
     settings: Any = None
+    gain: Callable[[Pool], FloatArray] | None = None
     episode: object = field(default_factory=object, repr=False, compare=False)
 
     def parts(self) -> Sequence[Part]:

@@ -67,7 +67,7 @@ def pair_mask(mask: np.ndarray) -> BoolArray:
 
 
 def observation_space(
-    n: int, m: int, d: int, n_samples: int, *, selected: bool = False, privileged: bool = False
+    n: int, m: int, d: int, n_samples: int, *, selected: bool = False, privileged: bool = False, gain: bool = False
 ) -> spaces.Dict:
     """The flat Dict of DESIGN: float32 boxes, and the candidates' ``mask``.
 
@@ -78,6 +78,7 @@ def observation_space(
         n_samples: S, joint posterior draws.
         selected: with the (n·P,) pairs already selected for this round.
         privileged: with the (n, m) ``oracle_score``.
+        gain: with the (n, P) ``oracle_gain``.
     """
 
     def box(*shape: int, low: float = -np.inf, high: float = np.inf) -> spaces.Box:
@@ -100,6 +101,8 @@ def observation_space(
         entries["selected"] = box(n * n_pairs(m), low=0.0, high=1.0)
     if privileged:
         entries["oracle_score"] = box(n, m)
+    if gain:
+        entries["oracle_gain"] = box(n, n_pairs(m))
     return spaces.Dict(entries)
 
 

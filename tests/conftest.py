@@ -94,6 +94,7 @@ def ragged_world() -> World:
         n_candidates=m,
         embedding_size=d,
         n_samples=8,
+        gain=lambda _: np.zeros((n, m * (m - 1) // 2)),
     )
 
 
@@ -116,6 +117,7 @@ def make_observation(
         "generator": np.broadcast_to(np.arange(m), (*batch, n, m)),
         "budget": rng.random((*batch, 1)),
         "oracle_score": rng.standard_normal((*batch, n, m)),
+        "oracle_gain": rng.standard_normal((*batch, n, m * (m - 1) // 2)),
     }
     observation: dict[str, Any] = {name: np.asarray(value, dtype=np.float32) for name, value in entries.items()}
     observation["mask"] = np.ones((*batch, n, m), dtype=np.int8)

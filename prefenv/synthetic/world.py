@@ -6,11 +6,13 @@ import copy
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
-from prefenv.evaluation.win_rate import chance_to_beat, win_rate
+from prefenv.evaluation.win_rate import chance_to_beat, preference_prob, win_rate
 from prefenv.oracles.bradley_terry import BradleyTerryOracle
 from prefenv.posteriors.bayesian_linear import BayesianLinearPosterior
 from prefenv.protocols import RewardPosterior, State, World
+from prefenv.spaces import pair_table
 from prefenv.synthetic.policy import LogLinearPolicy
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.story import (
@@ -129,6 +131,12 @@ class SyntheticEvaluator:
             posterior_accuracy=self._accuracy(posterior),
         )
 
+    def win_rate_gradient(self) -> FloatArray:
+        """(d,) derivative of the win rate in the policy's theta: the mean over prompts of Cov(b(y), f(y))."""
+        prob = np.exp(self._policy.logprob(self._responses))
+        centred = self._beats - (prob * self._beats).sum(axis=1, keepdims=True)
+        return np.asarray(np.einsum("eg,egd->d", prob * centred, self._responses.features) / len(prob))
+
     def _accuracy(self, posterior: RewardPosterior) -> float:
         """Share of neighbouring responses (1 with 2, 3 with 4, …) ranked right; equal means count one half."""
         believed = posterior.mean(self._responses.embedding)
@@ -148,21 +156,45 @@ class SyntheticEvaluator:
             setattr(self, f"_{name}", copy.deepcopy(value))
 
 
+class ExpectedGain:
+    """Pool → (n, P): first-order gain in win rate that each pair's label is expected to bring, up to a common factor.
+
+    With p the chance that i is preferred and h its log-ratio to the reference over that of j, a DPO gradient step moves
+    theta along ``f_i - f_j`` by ``p sig(-beta h) - (1 - p) sig(beta h) = p - sig(beta h)`` on average; the win rate
+    follows by its gradient.
+    """
+
+    def __init__(self, settings: SyntheticSettings, policy: LogLinearPolicy, evaluator: SyntheticEvaluator) -> None:
+        self._settings, self._policy, self._evaluator = settings, policy, evaluator
+
+    def __call__(self, pool: Pool) -> FloatArray:
+        """(n, P) float64."""
+        first, second = pair_table(pool.n_candidates)
+        features = pool.features  # type: ignore[attr-defined]  # a SyntheticPool
+        delta = features[:, first] - features[:, second]
+        reward = hidden_reward(pool)
+        preferred = preference_prob(reward[:, first] - reward[:, second], self._settings.oracle_temperature)
+        step = preferred - expit(self._settings.beta * (delta @ self._policy.theta))
+        return np.asarray(step * (delta @ self._evaluator.win_rate_gradient()))
+
+
 def make_synthetic_world(settings: SyntheticSettings | None = None, name: str = "synthetic") -> World:
     """A simulated world with these settings (the defaults when None)."""
     settings = settings or SyntheticSettings()
     policy = LogLinearPolicy(settings)
     source = SyntheticSource(settings, policy)
+    evaluator = SyntheticEvaluator(settings, policy, source)
     return World(
         name=name,
         source=source,
         oracle=BradleyTerryOracle(hidden_reward, settings.oracle_temperature),
         posterior=BayesianLinearPosterior(settings.embedding_size, settings.n_samples, settings.prior_std),
         learner=policy,
-        evaluator=SyntheticEvaluator(settings, policy, source),
+        evaluator=evaluator,
         n_prompts=settings.n_prompts,
         n_candidates=settings.n_candidates,
         embedding_size=settings.embedding_size,
         n_samples=settings.n_samples,
         settings=settings,
+        gain=ExpectedGain(settings, policy, evaluator),
     )

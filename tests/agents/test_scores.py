@@ -56,6 +56,11 @@ def test_maxmin_by_hand_and_without_its_privilege():
         baseline.maxmin(observation, np.random.default_rng())
 
 
+def test_oracle_greedy_without_its_privilege():
+    with pytest.raises(ValueError, match="privileged=True"):
+        baseline.oracle_greedy(by_hand([0, 0], [1, 1]), np.random.default_rng())
+
+
 def chosen_pair(score):
     first, second = pair_table(3)
     index = int(score[0].argmax())
@@ -120,6 +125,7 @@ def test_permuting_candidates_permutes_the_scores(key, permutation, seed):
     }
     i, j = pair_table(5)
     where = pair_index(permutation[i], permutation[j], 5)
+    moved["oracle_gain"] = observation["oracle_gain"][..., where]
     np.testing.assert_allclose(score_of(key, moved), score_of(key, observation)[..., where], rtol=1e-5)
 
 
@@ -154,7 +160,7 @@ def test_shifting_all_rewards_changes_nothing(key):
 @pytest.mark.parametrize("key", HEURISTICS)
 def test_equal_candidates_are_chosen_equally_often(key):
     observation = make_observation(np.random.default_rng(0), n=1, m=4)
-    for name in ("reward_mean", "reward_std", "reward_samples", "oracle_score"):
+    for name in ("reward_mean", "reward_std", "reward_samples", "oracle_score", "oracle_gain"):
         observation[name] = np.ones_like(observation[name])
     observation = {name: np.broadcast_to(value, (6000, *value.shape)) for name, value in observation.items()}
     action, _ = agents.make(key, seed=0).predict(observation)

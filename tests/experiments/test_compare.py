@@ -272,7 +272,7 @@ def test_wrong_input_is_told_before_anything_runs(tmp_path, arguments, message, 
 
 def test_lists(capsys):
     assert cli.main(["agents"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(capsys.readouterr().out.splitlines()) == 8
     assert cli.main(["worlds"]) == 0
     assert "llm" in capsys.readouterr().out
 
@@ -323,9 +323,15 @@ class TestReport:
         runs_ += [self.run("drts", seed, [0.5, 0.6 + seed / 10, 0.5]) for seed in range(4)]
         row = report.table(runs_, ["synthetic"], ["random", "drts"]).splitlines()[3]
         assert "+0.050 [+0.050, +0.050]" in row
-        assert [cell.strip() for cell in row.split("|")[3:10]] == [
-            "4", "0.500", "0.625", "+0.050 [+0.050, +0.050]", "8", "2", "0.5"
+        assert [cell.strip() for cell in row.split("|")[3:11]] == [
+            "4", "0.500", "0.625", "+0.050 [+0.050, +0.050]", "-", "8", "2", "0.5"
         ]  # fmt: skip
+
+    def test_headroom_by_hand(self):
+        curves = {"random": [0.5, 0.5, 0.5], "drts": [0.5, 0.6, 0.6], "oracle-greedy": [0.5, 0.9, 0.9]}
+        runs_ = [self.run(agent, seed, curve) for agent, curve in curves.items() for seed in (0, 1)]
+        rows = report.table(runs_, ["synthetic"], list(curves)).splitlines()[2:]
+        assert [row.split("|")[7].strip() for row in rows] == ["0.00", "0.25", "1.00"]
 
     def test_one_seed_has_no_interval_and_no_baseline_no_difference(self):
         runs_ = [self.run("random", 0, [0.5, 0.6, 0.7]), self.run("drts", 0, [0.5, 0.7, 0.7])]

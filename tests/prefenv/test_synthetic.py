@@ -1,10 +1,15 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from prefenv.evaluation.win_rate import chance_to_beat, win_rate
+import agents
+import prefenv
+from prefenv.evaluation.win_rate import chance_to_beat, preference_prob, win_rate
 from prefenv.oracles.bradley_terry import BradleyTerryOracle
 from prefenv.synthetic.policy import dpo_gradient, dpo_loss
 from prefenv.synthetic.settings import SyntheticSettings
@@ -307,3 +312,53 @@ def test_every_seed_has_its_own_truth_prompts_and_noise():
         assert not np.allclose(getattr(a.source.hidden, name), getattr(b.source.hidden, name)), name
     assert not np.allclose(a.evaluator._responses.reward, b.evaluator._responses.reward)
     assert not np.allclose(a.source.draw().embedding, b.source.draw().embedding)
+
+
+class TestExpectedGain:
+    def win_rate_after(self, world, pool, row, chosen, rejected):
+        state = world.learner.state_dict()
+        world.learner.step(pool, Preferences(np.array([row]), np.array([chosen]), np.array([rejected])))
+        rate = world.evaluator.evaluate(world.posterior).win_rate.mean
+        world.learner.load_state_dict(state)
+        return rate
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_is_the_gain_of_a_small_step_on_either_label(self, temperature):
+        world = fresh(n_prompts=2, gradient_steps=1, learning_rate=1e-4, oracle_temperature=temperature, beta=0.7)
+        world.learner.theta = 0.5 * np.random.default_rng(1).standard_normal(16)
+        pool = world.source.draw()
+        before = world.evaluator.evaluate(world.posterior).win_rate.mean
+        first, second = np.triu_indices(4, 1)
+        expected = np.zeros((2, 6))
+        for row, pair in np.ndindex(2, 6):
+            i, j = first[pair], second[pair]
+            p = preference_prob(pool.reward[row, i] - pool.reward[row, j], temperature)
+            gains = [self.win_rate_after(world, pool, row, *order) - before for order in ((i, j), (j, i))]
+            expected[row, pair] = p * gains[0] + (1 - p) * gains[1]
+        np.testing.assert_allclose(1e-4 * 0.7 * world.gain(pool), expected, rtol=1e-3, atol=1e-9)
+
+    def test_a_copied_environment_looks_at_its_own_policy(self):
+        env = prefenv.PrefAcquireEnv("synthetic", privileged=True)
+        env.reset(seed=0)
+        twin = pickle.loads(pickle.dumps(env))
+        copied = copy.deepcopy(env)
+        env.step(np.zeros(8, dtype=np.int64))
+        for other in (twin, copied):
+            gain = other.world.gain(other._pool)
+            other.world.learner.theta = other.world.learner.theta + 1.0
+            assert not np.allclose(other.world.gain(other._pool), gain)
+
+
+def test_oracle_greedy_is_far_above_random():
+    def area(key):
+        rates = []
+        for seed in range(10):
+            env = prefenv.PrefAcquireEnv("synthetic", privileged=key != "random")
+            agent = agents.make(key, seed=seed)
+            observation, _ = env.reset(seed=seed)
+            for _ in range(10):
+                observation, _, _, _, info = env.step(agent.predict(observation)[0])
+                rates.append(info["win_rate"])
+        return np.mean(rates)
+
+    assert area("oracle-greedy") > area("random") + 0.05
