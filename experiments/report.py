@@ -113,6 +113,10 @@ def _row(
     ]
 
 
+def _seeds(n: int) -> str:
+    return "1 seed" if n == 1 else f"{n} seeds"
+
+
 def mean_curve(by_seed: dict[int, Run]) -> tuple[NDArray[np.int64], list[Interval]]:
     """Labels spent, and the win rate there with its interval over seeds."""
     runs = list(by_seed.values())
@@ -138,7 +142,7 @@ def picture(runs: Sequence[Run], worlds: Sequence[str], agents: Sequence[str], p
             style = "--" if AGENTS[agent].privileged else "-"
             color = "black" if agent == BASELINE else f"C{index}"
             axes.plot(
-                spent, [p.mean for p in points], style, color=color, label=f"{label(agent)}, {len(by_seed)} seeds"
+                spent, [p.mean for p in points], style, color=color, label=f"{label(agent)}, {_seeds(len(by_seed))}"
             )
             if len(by_seed) > 1:
                 axes.fill_between(
