@@ -310,7 +310,8 @@ def test_every_seed_has_its_own_truth_prompts_and_noise():
     a, b = fresh(seed=0), fresh(seed=1)
     for name in ("reward_direction", "capability_direction", "length_direction", "rotation", "generator_mean"):
         assert not np.allclose(getattr(a.source.hidden, name), getattr(b.source.hidden, name)), name
-    assert not np.allclose(a.evaluator._responses.reward, b.evaluator._responses.reward)
+    spread = [w.evaluator._responses.features - w.source.hidden.generator_mean for w in (a, b)]
+    assert not np.allclose(*spread)
     assert not np.allclose(a.source.draw().embedding, b.source.draw().embedding)
 
 
