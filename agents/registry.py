@@ -76,7 +76,7 @@ AGENTS: dict[str, AgentSpec] = {
         AgentSpec("maxmin", "large gap", "oracle's best against its worst", AUF, "m", baseline.maxmin, privileged=True),
         AgentSpec(
             "oracle-greedy", "reference", "largest expected one-step gain in win rate, by the world's own truth",
-            "bounds the table from above", "m", baseline.oracle_greedy, privileged=True,
+            "reference for headroom", "m", baseline.oracle_greedy, privileged=True,
         ),
         AgentSpec(
             "ppo", "learned", "a pair scorer trained by PPO in the simulator",

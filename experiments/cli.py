@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             _list_agents()
         else:
             _list_worlds()
-    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -40,9 +40,10 @@ class CompareConfig:
     """
 
     world: tuple[str, ...] = ("synthetic",)
-    """One or more worlds: see `prefenv worlds`."""
+    """One or more of `prefenv worlds`: synthetic, llm."""
     agents: tuple[str, ...] = ("random", "dts", "drts", "deltaucb", "infomax", "maxmin")
-    """One or more agents: see `prefenv agents`. Differences are to `random`."""
+    """One or more of `prefenv agents`: random, dts, drts, deltaucb, infomax, maxmin, oracle-greedy, ppo. Differences
+    are to `random`, headroom is a share of `oracle-greedy`'s."""
     seeds: int = 10
     """How many seeds; the unit over which intervals are taken."""
     first_seed: int = 0
@@ -150,9 +151,15 @@ class _Comparison:
             return Run(cell.world, cell.agent, cell.seed, "failed", spent=[], curves={}, seconds=seconds, error=message)
 
     def build(self, world: str) -> None:
-        """Make a world, once for all its runs."""
+        """Make a world, once for all its runs.
+
+        Raises:
+            ValueError: it cannot be made, or cannot serve an agent.
+        """
         settings = world_settings_of(world, self.config.synthetic, self.config.llm)
         self._worlds[world] = prefenv.WORLDS[world].build(settings)
+        if "oracle-greedy" in self.config.agents and self._worlds[world].gain is None:
+            raise ValueError(f"oracle-greedy needs the truth, which world '{world}' does not know: leave the agent out")
 
     def _env(self, cell: _Cell) -> gym.Env:
         world = self._worlds[cell.world]

@@ -53,6 +53,8 @@ def train(config: TrainConfig) -> Path:
     for name in ("steps", "rounds", "n_envs"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    if config.world == "llm" and config.n_envs > 1:
+        raise ValueError(f"n_envs={config.n_envs} would load as many language models: pass --n-envs 1")
     if not 0 <= config.seed < 2**16:
         raise ValueError(f"seed={config.seed} must lie in 0 ... {2**16 - 1}")
     if config.out.exists() and not config.out.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 from scipy.special import expit
 
 from prefenv.types import FloatArray, WinRate
@@ -30,6 +31,26 @@ def win_rate(wins: FloatArray) -> WinRate:
     mean = float(np.clip(wins.mean(), 0.0, 1.0))
     half = Z_95 * float(wins.std(ddof=1)) / np.sqrt(wins.size) if wins.size > 1 else 0.0
     return WinRate(mean, float(max(0.0, mean - half)), float(min(1.0, mean + half)), wins.size)
+
+
+def sampled_win_rate(wins: FloatArray) -> WinRate:
+    """Mean of one win (1), tie (1/2) or loss (0) for each prompt, with a 95 % interval that holds near 0 and 1 too.
+
+    The interval is Student's after one win and one loss are added: without them it would have no width when all
+    responses win. The mean is of the given values alone.
+
+    Args:
+        wins: (E,), each 0, 1/2 or 1.
+
+    >>> rate = sampled_win_rate(np.ones(8))
+    >>> rate.mean, round(rate.low, 2), rate.high
+    (1.0, 0.67, 1.0)
+    """
+    mean = win_rate(wins).mean
+    padded = np.append(wins, (0.0, 1.0))
+    half = stats.t.ppf(0.975, padded.size - 1) * padded.std(ddof=1) / np.sqrt(padded.size)
+    low, high = float(max(0.0, padded.mean() - half)), float(min(1.0, padded.mean() + half))
+    return WinRate(mean, min(low, mean), max(high, mean), wins.size)
 
 
 def preference_prob(gap: FloatArray, temperature: float) -> FloatArray:

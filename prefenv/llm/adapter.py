@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_MODELS
 
-from prefenv.llm.models import LanguageModel
+from prefenv.llm.models import LanguageModel, untouched_generators
 from prefenv.protocols import State
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -43,7 +43,8 @@ class Policy:
             target_modules=_target_modules(language_model),
             task_type="CAUSAL_LM",
         )
-        self.model: PeftModel = get_peft_model(language_model.model, config)
+        with untouched_generators():
+            self.model: PeftModel = get_peft_model(language_model.model, config)
         self.model.eval()
 
     def reset(self, rng: np.random.Generator) -> None:
@@ -62,6 +63,11 @@ class Policy:
     def is_reference(self) -> bool:
         """True until the first step."""
         return not any(bool(parameter.any()) for name, parameter in self._adapter() if "lora_B" in name)
+
+    @property
+    def is_finite(self) -> bool:
+        """False once a step has broken the adapter."""
+        return all(bool(parameter.isfinite().all()) for _, parameter in self._adapter())
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -93,7 +99,6 @@ class Policy:
 def _target_modules(language_model: LanguageModel) -> list[str] | str | None:
     """The attention projections if they have their usual names; else what peft knows of the model; else all linear."""
     names = {name.rsplit(".", 1)[-1] for name, _ in language_model.model.named_modules()}
-    usual = [projection for projection in ATTENTION_PROJECTIONS if projection in names]
-    if usual:
-        return usual
+    if "q_proj" in names:
+        return [projection for projection in ATTENTION_PROJECTIONS if projection in names]
     return None if language_model.model.config.model_type in KNOWN_MODELS else "all-linear"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prefenv.evaluation.win_rate import win_rate
+from prefenv.evaluation.win_rate import sampled_win_rate
 from prefenv.llm.adapter import Policy, torch_seed
 from prefenv.llm.capability import Cloze
 from prefenv.llm.features import Candidate, Reader
@@ -54,7 +54,8 @@ class WinRateEvaluator:
     they agree they write the same text, which is a tie, and the win rate is exactly one half until the first step.
     Responses of the reference are written once an episode.
 
-    Besides: the second judge's win rate; ``kl``, the mean over the policy's responses of log(policy / reference);
+    Besides: the second judge's win rate; ``kl``, the mean over the policy's responses of log(policy / reference), which
+    estimates the divergence where the sampling temperature is 1;
     ``capability``, the value of :class:`prefenv.llm.capability.Cloze`; ``posterior_accuracy``, over the pairs among
     three responses to a held-out prompt: the policy's and two of the reference's.
 
@@ -79,9 +80,9 @@ class WinRateEvaluator:
         """Write the reference's responses to the episode's held-out prompts."""
         self._prompts = self._deck.held_out
         self._seed = torch_seed(rng)
-        other_seed = torch_seed(rng)
+        self._other_seed = torch_seed(rng)
         with self._policy.as_reference():
-            drawn = [self._sample(seed) for seed in (self._seed, other_seed)]
+            drawn = [self._sample(seed) for seed in (self._seed, self._other_seed)]
         read = [self._reader.read(self._prompts, responses, by_reference=True) for responses in drawn]
         self._reference = [candidates for candidates, _ in read]
         self._reference_embedding = np.stack([embedding for _, embedding in read], axis=1)
@@ -94,8 +95,8 @@ class WinRateEvaluator:
         reward = np.stack([self._reward(_texts(column)) for column in columns], axis=1)
         second = [self._second(_texts(column)) for column in columns[:2]]
         return Evaluation(
-            win_rate=win_rate(share_of_wins(reward[:, 0], reward[:, 1])),
-            second=win_rate(share_of_wins(second[0], second[1])),
+            win_rate=sampled_win_rate(share_of_wins(reward[:, 0], reward[:, 1])),
+            second=sampled_win_rate(share_of_wins(second[0], second[1])),
             capability=self._cloze(),
             kl=float(np.mean([candidate.logprob - candidate.reference_logprob for candidate in candidates])),
             posterior_accuracy=ranking_accuracy(posterior.mean(embeddings), reward),

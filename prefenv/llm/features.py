@@ -15,7 +15,7 @@ from prefenv.types import FloatArray
 N_STATISTICS_PROMPTS = 16  # prompts whose reference responses set the scale of the embedding
 N_STATISTICS_EACH = 2  # responses to each
 STATISTICS_SEED = 0
-MIN_STD = 1e-6  # of a coordinate that never varies
+MIN_STD = 1e-6  # a coordinate that varies less is left in its own unit
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Reader:
             responses = sample_responses(policy.language_model, some, N_STATISTICS_EACH, sampling, STATISTICS_SEED)
         _, hidden = self._read(some, responses)
         self._shift = hidden.mean(axis=0)
-        self._scale = np.maximum(hidden.std(axis=0), MIN_STD)
+        std = hidden.std(axis=0)
+        self._scale = np.where(std > MIN_STD, std, np.float32(1.0))
 
     @property
     def embedding_size(self) -> int:

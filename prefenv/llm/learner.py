@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from prefenv.llm.adapter import ADAPTER, Policy, torch_seed
-from prefenv.llm.models import quiet
+from prefenv.llm.models import quiet, untouched_generators
 from prefenv.llm.pool import TextPool
 from prefenv.llm.settings import LLMSettings
 from prefenv.protocols import State
@@ -62,20 +60,10 @@ class TokenDPOTrainer(DPOTrainer):
         pass
 
 
-@contextlib.contextmanager
-def untouched_generators() -> Iterator[None]:
-    """Trainers seed the global generators of Python, NumPy and torch: here they are put back afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-
-
 class DPOLearner:
     """A DPO step: ``epochs`` passes over the round's labels, with a new optimiser, against the frozen reference.
+
+    AdamW at a constant rate without weight decay; gradients are clipped at norm 1 (TRL's default).
 
     The reference is the model before any step, in every round; its log-probabilities were computed when the candidates
     were read and are handed to the trainer, so that no second model and no second forward pass is needed.
@@ -99,6 +87,7 @@ class DPOLearner:
 
         Raises:
             TypeError: the pool carries no texts.
+            ValueError: the step broke the policy.
         """
         if not isinstance(pool, TextPool):
             raise TypeError(f"the DPO step needs a TextPool, got {type(pool).__name__}")
@@ -108,6 +97,10 @@ class DPOLearner:
         seed = torch_seed(self._rng)
         with untouched_generators(), quiet(), tempfile.TemporaryDirectory() as folder, self._restored_model():
             self._trainer(rows, folder, seed).train()
+        if not self._policy.is_finite:
+            raise ValueError(
+                f"the DPO step left NaN or infinite weights: lower learning_rate={self._settings.learning_rate}"
+            )
 
     def _trainer(self, rows: list[dict[str, Any]], folder: str, seed: int) -> TokenDPOTrainer:
         language_model = self._policy.language_model

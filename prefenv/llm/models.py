@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -13,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefenv.llm.prompts import Prompt
@@ -43,6 +46,18 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Making and training models moves the global generators of Python, NumPy and torch: they are put back."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +117,8 @@ def load_language_model(name: str, device: str = "auto") -> LanguageModel:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if half else torch.float32)
+    except SafetensorError as error:
+        raise ValueError(f"the weights in '{folder}' are damaged: remove that folder. {error}") from error
     except OSError as error:
         raise ValueError(
             f"model '{name}' cannot be loaded: pass {PACKAGED_MODEL} (needs no hub), the path of a folder written by "
@@ -228,8 +245,9 @@ def packaged_model_folder() -> str:
 
 def _remove_abandoned(folder: Path) -> None:
     for unfinished in folder.glob(".unfinished-*"):
-        if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def convert_gguf(weights: Path, folder: Path) -> None:
@@ -244,7 +262,8 @@ def convert_gguf(weights: Path, folder: Path) -> None:
         config = quantised.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with untouched_generators():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(quantised.state_dict())
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -130,7 +130,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"prompt file '{path}' does not exist: pass a text file with one prompt a line")
-    lines = [(number, line.strip()) for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1)]
+    try:
+        content = file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt file '{path}' is not UTF-8: save it as UTF-8. {error}") from error
+    # other line ends may stand inside JSON texts
+    lines = [(number, line.strip()) for number, line in enumerate(content.split("\n"), start=1)]
     is_json = file.suffix in (".jsonl", ".json")
     texts = [_json_prompt(file, number, line) if is_json else line for number, line in lines if line]
     unique = dict.fromkeys(text for text in texts if text)

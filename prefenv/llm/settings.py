@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prefenv.types import whole_number
+
 PACKAGED_MODEL = "smollm2-135m-instruct"
 DEVICES = ("auto", "cpu", "cuda")
 MIN_NEW_TOKENS = 4  # tokens before a response may end, so that none is empty
@@ -24,7 +26,8 @@ class LLMSettings:
     model: str = PACKAGED_MODEL
     """Causal language model: smollm2-135m-instruct (a package, needs no hub), a Hugging Face name, or a folder."""
     prompt_file: str | None = None
-    """Openings to be continued: a text file, one a line, or .jsonl with "prompt". None: built-in review openings."""
+    """Openings to be continued: a text file, one a line, or .jsonl with "prompt". None: built-in review openings.
+    Each becomes the beginning of an assistant's review, which the model continues."""
     n_prompts: int = 16
     """Prompts in a pool."""
     n_candidates: int = 4
@@ -60,8 +63,9 @@ class LLMSettings:
         for name in (
             "n_prompts", "n_samples", "n_eval_prompts", "generation_batch_size", "lora_rank", "epochs", "batch_size",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            whole_number(name, getattr(self, name))
+        whole_number("max_new_tokens", self.max_new_tokens)
+        whole_number("n_candidates", self.n_candidates)
         if self.n_candidates < 2:
             raise ValueError(f"n_candidates={self.n_candidates} makes no pair: pass n_candidates=2 or more")
         if self.max_new_tokens < MIN_NEW_TOKENS:

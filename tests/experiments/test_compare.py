@@ -256,6 +256,7 @@ def test_worlds_are_paired_by_seed(tmp_path, monkeypatch):
         (["--agents", "random", "random"], "none twice"),
         (["--agents", "ppo", "--ppo-weights", "nowhere.safetensors"], "no weights at 'nowhere.safetensors'"),
         (["--synthetic.n-candidates", "1"], "n_candidates=1"),
+        (["--world", "llm", "--llm.model", "nowhere/at/all"], "is not a folder"),
     ],
 )
 def test_wrong_input_is_told_before_anything_runs(tmp_path, arguments, message, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,10 @@ from prefenv.llm import capability
 from prefenv.llm.capability_items import ITEMS
 from prefenv.llm.evaluator import ranking_accuracy, share_of_wins
 from prefenv.llm.features import Candidate
+from prefenv.llm.generation import score_tokens
 from prefenv.llm.models import LanguageModel
+from prefenv.llm.settings import LLMSettings
+from prefenv.llm.world import make_llm_world
 from prefenv.protocols import World
 from tests.llm.helpers import play
 
@@ -25,9 +30,56 @@ def test_policy_and_reference_share_their_noise(world: World) -> None:
     assert evaluator._policy.is_reference
     written = evaluator._sample(evaluator._seed)
     assert [row[0].token_ids for row in written] == [candidate.token_ids for candidate in evaluator._reference[0]]
+    assert evaluator._seed != evaluator._other_seed
+
+
+def test_a_policy_that_hardly_moved_writes_the_texts_of_the_reference(tiny_settings: LLMSettings) -> None:
+    world = make_llm_world(replace(tiny_settings, learning_rate=1e-7))
+    world.reset(np.random.default_rng(0))
+    _, _, found = play(world)
+    assert not world.learner._policy.is_reference
+    candidates, _ = world.evaluator._policy_responses()
+    assert [c.token_ids for c in candidates] == [c.token_ids for c in world.evaluator._reference[0]]
+    assert [c.token_ids for c in candidates] != [c.token_ids for c in world.evaluator._reference[1]]
+    assert found.win_rate.mean == 0.5
+
+
+def test_capability_is_the_policys(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     play(world)
-    assert evaluator._sample(evaluator._seed) == evaluator._sample(evaluator._seed)
-    assert not evaluator._policy.is_reference
+    language_model = world.learner._policy.language_model
+
+    def probe() -> float:
+        return float(score_tokens(language_model, [[5, 6, 7]], [[8, 9]], 1)[0][0])
+
+    with world.learner._policy.as_reference():
+        reference = probe()
+    monkeypatch.setattr(world.evaluator, "_cloze", probe)
+    assert world.evaluator.evaluate(world.posterior).capability == probe() != reference
+
+
+def test_accuracy_is_of_the_right_texts(world: World) -> None:
+    play(world)
+    evaluator = world.evaluator
+    candidates, embedding = evaluator._policy_responses()
+    columns = [candidates, *evaluator._reference]
+    believed = np.stack(
+        [
+            world.posterior.mean(embedding),
+            world.posterior.mean(evaluator._reference_embedding[:, 0]),
+            world.posterior.mean(evaluator._reference_embedding[:, 1]),
+        ],
+        axis=1,
+    )
+    reward = np.stack([evaluator._reward([c.text for c in column]) for column in columns], axis=1)
+    assert evaluator.evaluate(world.posterior).posterior_accuracy == ranking_accuracy(believed, reward)
+    for column, number in zip(columns[1:], range(2), strict=True):  # each embedding is that of its text
+        prompts = evaluator._prompts
+        context = [world.learner._policy.language_model.prompt_ids(prompt) for prompt in prompts]
+        with world.learner._policy.as_reference():
+            _, hidden = score_tokens(world.learner._policy.language_model, context, [c.token_ids for c in column], 5)
+        reader = evaluator._reader
+        expected = (hidden - reader._shift) / reader._scale
+        np.testing.assert_allclose(evaluator._reference_embedding[:, number], expected, atol=1e-3)
 
 
 def test_evaluating_draws_nothing_and_changes_nothing(world: World) -> None:
@@ -50,8 +102,9 @@ def test_win_rates_by_hand(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.second.mean == pytest.approx((1 + 0.5 + 0 + 0.5 + 1 + 1) / 6)  # repeated praise is a tie
     assert found.kl == pytest.approx(1.0)
     assert found.posterior_accuracy == 0.5  # the posterior knows nothing yet
-    spread = np.std([1, 0.5, 0, 1, 1, 1], ddof=1) / np.sqrt(6)
-    assert found.win_rate.low == pytest.approx(0.75 - 1.959964 * spread)
+    padded = np.array([1, 0.5, 0, 1, 1, 1, 0, 1])  # a win and a loss are added for the interval
+    half = 2.364624 * padded.std(ddof=1) / np.sqrt(8)  # t quantile, 7 degrees of freedom
+    assert found.win_rate.low == pytest.approx(padded.mean() - half)
     assert found.win_rate.high == 1.0
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from prefenv.llm.generation import GumbelNoise, Sampling, sample_responses, score_tokens
-from prefenv.llm.models import LanguageModel
+from prefenv.llm.models import LanguageModel, wrap_model
 from prefenv.llm.prompts import Prompt
 from prefenv.llm.settings import MIN_NEW_TOKENS
 from prefenv.protocols import World
@@ -113,6 +114,26 @@ def test_scores_do_not_depend_on_the_batch(language_model: LanguageModel) -> Non
         states = language_model.model(torch.tensor([contexts[0] + list(tokens[0])]), output_hidden_states=True)
     by_hand = states.hidden_states[-1][0, len(contexts[0]) :].mean(0)
     np.testing.assert_allclose(hidden[0], by_hand.numpy(), atol=1e-4)
+
+
+def test_padding_does_not_move_the_positions_of_a_model_that_counts_them(tiny_folder: str) -> None:
+    """GPT-2 has absolute positions: a prompt that is padded on the left must score as it does alone."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2,
+        initializer_range=0.3,
+    )  # fmt: skip
+    language_model = wrap_model("gpt2", GPT2LMHeadModel(config).eval(), tokenizer)
+    rows = sample_responses(language_model, PROMPTS, 2, SAMPLING, seed=0)
+    contexts = [language_model.prompt_ids(prompt) for prompt in PROMPTS for _ in range(2)]
+    assert len({len(context) for context in contexts}) > 1
+    responses = [response for row in rows for response in row]
+    logprob, _ = score_tokens(language_model, contexts, [response.token_ids for response in responses], batch_size=5)
+    for row, (context, response) in enumerate(zip(contexts, responses, strict=True)):
+        alone, _ = score_tokens(language_model, [context], [response.token_ids], batch_size=1)
+        assert logprob[row] == pytest.approx(alone[0], abs=1e-3)
+        assert response.logprob == pytest.approx(alone[0], abs=1e-3)
 
 
 def test_pool_numbers_by_hand(world: World) -> None:

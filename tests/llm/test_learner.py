@@ -114,6 +114,32 @@ def test_the_trainer_starts_at_a_loss_of_log_two(world: World, tmp_path: Path) -
         assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(np.log(2.0), abs=1e-5)
 
 
+def test_away_from_the_reference_the_loss_is_that_of_dpo(world: World, tmp_path: Path) -> None:
+    """The logistic loss of the whole responses' log-ratios, neither normalised by length nor anything else."""
+    learner = world.learner
+    learner.step(*labelled(world))
+    pool, preferences = labelled(world)
+    with learner._restored_model(), torch.no_grad():
+        trainer = learner._trainer(token_rows(learner._policy, pool, preferences), str(tmp_path), seed=0)
+        batch = trainer.data_collator([trainer.train_dataset[row] for row in range(len(preferences))])
+        found = float(trainer.compute_loss(trainer.model, batch))
+    gaps = margins(learner, pool, preferences)
+    assert np.abs(gaps).max() > 1e-3
+    assert found == pytest.approx(np.logaddexp(0.0, -gaps).mean(), abs=1e-5)
+    assert trainer.args.lr_scheduler_type == "constant"
+    assert (trainer.args.weight_decay, trainer.args.max_grad_norm) == (0.0, 1.0)
+
+
+def test_each_round_shuffles_anew(world: World) -> None:
+    learner, seeds = world.learner, []
+    make = learner._trainer
+    learner._trainer = lambda rows, folder, seed: seeds.append(seed) or make(rows, folder, seed)
+    for _ in range(2):
+        learner.step(*labelled(world))
+    del learner._trainer
+    assert len(set(seeds)) == 2
+
+
 def test_no_labels_no_change(world: World) -> None:
     _, before = weights(world.learner)
     world.learner.step(world.source.draw(), Preferences(NOBODY, NOBODY, NOBODY))
@@ -139,7 +165,10 @@ def test_rows_are_readable_preferences(world: World) -> None:
     rows = pool.rows(preferences)
     assert [set(row) for row in rows] == [{"prompt_id", "prompt", "chosen", "rejected"}] * len(preferences)
     assert rows[3]["prompt"] == pool.prompts[3].text
-    assert rows[3]["chosen"] == pool.candidates[3][preferences.chosen[3]].text
+    for number, row in enumerate(rows):
+        assert row["prompt_id"] == pool.prompt_id[number]
+        assert row["chosen"] == pool.candidates[number][preferences.chosen[number]].text
+        assert row["rejected"] == pool.candidates[number][preferences.rejected[number]].text
 
 
 def test_a_pool_without_texts_is_refused(world: World) -> None:

@@ -86,3 +86,12 @@ def test_a_deck_goes_on_from_its_state() -> None:
 def test_too_few_prompts() -> None:
     with pytest.raises(ValueError, match="need 10 prompts, but there are 9"):
         PromptDeck(review_openings(9), n_eval=3, n_deal=7)
+
+
+def test_other_line_ends_and_encodings(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "one\u2028still one"}\r\n{"prompt": "two"}\n', encoding="utf-8-sig")
+    assert [prompt.text for prompt in read_prompts(file)] == ["one\u2028still one", "two"]
+    file.write_bytes('{"prompt": "caf\u00e9"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_prompts(file)

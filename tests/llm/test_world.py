@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import torch
 from prefenv.llm.settings import LLMSettings
 from prefenv.llm.world import make_llm_world
 from prefenv.protocols import CandidateSource, Evaluator, Oracle, PolicyLearner, RewardPosterior, TextRows, World
-from tests.llm.helpers import assert_same_pool, play
+from tests.llm.helpers import assert_same_pool, play, widest_pairs
 
 
 def test_parts_are_what_the_protocols_say(world: World) -> None:
@@ -31,7 +33,7 @@ def test_parts_are_what_the_protocols_say(world: World) -> None:
 
 def test_a_round_changes_the_policy_and_a_reset_brings_the_reference_back(world: World) -> None:
     before = world.evaluator.evaluate(world.posterior)
-    assert (before.win_rate.mean, before.win_rate.low, before.win_rate.high) == (0.5, 0.5, 0.5)
+    assert before.win_rate.low < before.win_rate.mean == 0.5 < before.win_rate.high
     assert before.kl == 0.0
     _, preferences, after = play(world)
     assert len(preferences) == 7
@@ -99,9 +101,10 @@ def test_an_adapter_of_another_rank_is_refused(world: World, tiny_settings: LLMS
         other.load_state_dict(world.state_dict())
 
 
-def test_global_generators_are_left_alone(world: World) -> None:
+def test_global_generators_are_left_alone(world: World, make_tiny: Callable[[], World]) -> None:
     before = (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
     play(world)
+    make_tiny()
     after = (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
     assert before == after
 
@@ -109,6 +112,41 @@ def test_global_generators_are_left_alone(world: World) -> None:
 def test_a_round_is_silent(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     play(world)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.7}, {"oracle_temperature": 0.0}, {"prior_std": 1.0}, {"n_samples": 5}], ids=str
+)
+def test_each_setting_reaches_its_part(change: dict[str, float], world: World, tiny_settings: LLMSettings) -> None:
+    def shown(of: World) -> list[str]:
+        of.reset(np.random.default_rng(0))
+        pool = of.source.draw()
+        belief = of.posterior.predict(pool.embedding)
+        pairs = widest_pairs(of, pool)
+        labels = [of.oracle.compare(pool, pairs).chosen.tolist() for _ in range(20)]
+        return [str(pool.logprob), str(belief.std), str(belief.samples.shape), str(labels)]
+
+    assert shown(make_llm_world(replace(tiny_settings, **change))) != shown(world)
+
+
+def test_embeddings_are_standardised(world: World) -> None:
+    embedding = np.concatenate([world.source.draw().embedding.reshape(21, -1) for _ in range(5)])
+    assert np.abs(embedding.mean(axis=0)).mean() < 0.5
+    assert 0.5 < embedding.std(axis=0).mean() < 2.0
+
+
+def test_a_step_that_breaks_the_policy_is_an_error(tiny_settings: LLMSettings) -> None:
+    world = make_llm_world(replace(tiny_settings, learning_rate=1e30))
+    world.reset(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="lower learning_rate"):
+        play(world)
+
+
+def test_a_round_leaves_no_files(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    play(world)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_held_out_prompts_are_never_drawn(world: World) -> None:

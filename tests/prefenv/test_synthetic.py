@@ -9,7 +9,7 @@ from scipy.special import expit
 
 import agents
 import prefenv
-from prefenv.evaluation.win_rate import chance_to_beat, preference_prob, win_rate
+from prefenv.evaluation.win_rate import chance_to_beat, preference_prob, sampled_win_rate, win_rate
 from prefenv.oracles.bradley_terry import BradleyTerryOracle
 from prefenv.synthetic.policy import dpo_gradient, dpo_loss
 from prefenv.synthetic.settings import SyntheticSettings
@@ -363,3 +363,17 @@ def test_oracle_greedy_is_far_above_random():
         return np.mean(rates)
 
     assert area("oracle-greedy") > area("random") + 0.05
+
+
+def test_sampled_win_rate_has_an_interval_at_the_ends_too():
+    for wins in (np.ones(32), np.zeros(32), np.ones(1), np.full(5, 0.5)):
+        rate = sampled_win_rate(wins)
+        assert rate.mean == wins.mean()
+        assert rate.high - rate.low > 0.05
+
+
+@pytest.mark.parametrize("p", [0.5, 0.8, 0.9, 0.95])
+def test_sampled_win_rate_covers(p):
+    wins = np.random.default_rng(0).random((2000, 32)) < p
+    inside = [rate.low <= p <= rate.high for rate in map(sampled_win_rate, wins.astype(float))]
+    assert np.mean(inside) > 0.92
