@@ -22,8 +22,7 @@ Result = TypeVar("Result")
 
 DEFAULT_ROUNDS = 10
 STATE_VERSION = 1
-NO_SLOTS = np.empty(0, dtype=np.int64)
-NO_LABELS = Preferences(NO_SLOTS, NO_SLOTS, NO_SLOTS)
+NO_LABELS = Preferences(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 class PrefAcquireEnv(gym.Env[Observation, Any]):
@@ -140,7 +139,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         clock = Clock()
         self._evaluation = clock("evaluate", lambda: self.world.evaluator.evaluate(self.world.posterior))
         self._draw(clock)
-        return self._observe(), self._info(self._round_info(NO_LABELS, NO_SLOTS), clock)
+        return self._observe(), self._info(self._round_info(NO_LABELS), clock)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Spend one round of labels."""
@@ -165,7 +164,8 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     def _round(self, asked: NDArray[np.int64]) -> tuple[Observation, float, bool, bool, Info]:
         """Label the asked slots, as far as the budget goes; learn, measure, draw."""
         asked = asked[: self.budget - self._spent]
-        pairs = self._pairs(asked[self._kept(asked)])
+        legal, first = self._legal(asked), _first_of_each(asked)
+        pairs = self._pairs(asked[legal & first])
         clock, world, pool = Clock(), self.world, self._pool
         preferences = clock("label", lambda: world.oracle.compare(pool, pairs))
         clock("update", lambda: world.posterior.update(pool, preferences))
@@ -175,7 +175,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         self._spent += len(asked)
         self._labels += len(preferences)
         self._judged += 0 if self.privileged else 2 * len(pairs)
-        round_info = self._round_info(preferences, asked)
+        round_info = self._round_info(preferences, int((~legal).sum()), int((legal & ~first).sum()))
         terminated = self._spent >= self.budget
         if terminated:
             self._belief = clock("observe", lambda: world.posterior.predict(pool.embedding))
@@ -193,12 +193,6 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     def _legal(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(slots,) bool: both candidates of the asked pair exist."""
         return np.asarray(spaces.pair_mask(self._pool.mask).reshape(-1)[slots])
-
-    def _kept(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(slots,) bool: legal, and the first time that this pair is asked for."""
-        first = np.zeros(len(slots), dtype=np.bool_)
-        first[np.unique(slots, return_index=True)[1]] = True
-        return first & self._legal(slots)
 
     def _pairs(self, slots: NDArray[np.int64]) -> Pairs:
         first, second = spaces.pair_table(self.world.n_candidates)
@@ -228,12 +222,11 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
                 observation["oracle_gain"] = self.world.gain(pool).astype(np.float32)
         return observation
 
-    def _round_info(self, preferences: Preferences, asked: NDArray[np.int64]) -> Info:
+    def _round_info(self, preferences: Preferences, illegal: int = 0, repeated: int = 0) -> Info:
         """What came of one round's questions, told of the pool that they were asked about."""
-        legal = self._legal(asked)
         info: Info = {
-            "illegal": int((~legal).sum()),
-            "repeated": int(legal.sum() - self._kept(asked).sum()),
+            "illegal": illegal,
+            "repeated": repeated,
             "abstained": preferences.abstained,
             "preferences": _padded(preferences, self._labels_per_round()),
         }
@@ -348,6 +341,13 @@ def _resolve_world(world: str | World, n_prompts: int | None, n_candidates: int 
         if value != getattr(world, name):
             raise ValueError(f"{name}={value}, but the World given has {getattr(world, name)}: set it where it is made")
     return world
+
+
+def _first_of_each(slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(slots,) bool: the first time that this pair is asked for."""
+    first = np.zeros(len(slots), dtype=np.bool_)
+    first[np.unique(slots, return_index=True)[1]] = True
+    return first
 
 
 def _padded(preferences: Preferences, rows: int) -> NDArray[np.int64]:

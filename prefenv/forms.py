@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefenv import spaces
-from prefenv.env import NO_LABELS, NO_SLOTS, Clock, Info, Observation, PrefAcquireEnv
+from prefenv.env import NO_LABELS, Clock, Info, Observation, PrefAcquireEnv
 from prefenv.protocols import State, World
 from prefenv.types import whole_number
 
@@ -80,7 +80,7 @@ class PrefAcquireSequentialEnv(PrefAcquireBudgetEnv):
         self._require_open(action)
         self._selected.append(int(action))
         if len(self._selected) < min(self._labels_per_round(), self.budget - self._spent):
-            info = self._info(self._round_info(NO_LABELS, NO_SLOTS), Clock())
+            info = self._info(self._round_info(NO_LABELS), Clock())
             info["spent"] += len(self._selected)
             return self._observe(), 0.0, False, False, info
         asked = np.array(self._selected, dtype=np.int64)

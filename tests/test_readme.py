@@ -25,6 +25,16 @@ def test_nothing_is_left_open_and_what_it_shows_is_there():
         assert (folder / link).exists(), link
 
 
+def test_every_agent_and_world_is_listed():
+    import agents
+    import prefenv
+
+    for key in (*agents.keys(), *prefenv.WORLDS):
+        assert f"| `{key}`" in README, key
+    for key, spec in agents.AGENTS.items():
+        assert (f"| `{key}` (privileged)" in README) == spec.privileged
+
+
 def test_commands_of_the_readme_are_those_of_the_makefile():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
     compare = re.search(r"prefenv (compare .*) --out", makefile).group(1)

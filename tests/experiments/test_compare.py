@@ -203,6 +203,23 @@ def test_weights_that_cannot_be_read_are_told_and_spoil_nothing(tmp_path):
     assert about["settings"]["n_prompts"] == 2
 
 
+def test_oracle_greedy_is_refused_where_the_truth_is_not_known(tmp_path, monkeypatch):
+    import prefenv
+
+    spec = prefenv.WORLDS["synthetic"]
+
+    def without_truth(settings):
+        world = spec.build(settings)
+        world.gain = None
+        return world
+
+    monkeypatch.setitem(prefenv.WORLDS, "synthetic", dataclasses.replace(spec, build=without_truth))
+    with pytest.raises(ValueError, match="leave the agent out"):
+        compare(config(tmp_path, agents=("random", "oracle-greedy")))
+    assert not (tmp_path / "results.jsonl").exists()
+    assert compare(config(tmp_path)) == 0
+
+
 def test_texts_are_kept_round_by_round(tmp_path, monkeypatch):
     from prefenv.synthetic.world import SyntheticPool
 
