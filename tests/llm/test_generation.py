@@ -80,6 +80,12 @@ def test_noise_of_a_batch_does_not_depend_on_the_batches_before(language_model: 
         assert [response.token_ids[:6] for response in row] == [response.token_ids for response in cut_row]
 
 
+def test_batches_do_not_repeat_each_other(language_model: LanguageModel) -> None:
+    """One prompt spread over two batches: with the same noise in both, its responses would come twice."""
+    (row,) = sample_responses(language_model, PROMPTS[:1], 4, replace(SAMPLING, batch_size=2), seed=0)
+    assert [response.token_ids for response in row[:2]] != [response.token_ids for response in row[2:]]
+
+
 def test_gumbel_noise_samples_the_softmax() -> None:
     logits = torch.tensor([[2.0, 0.0, 1.0, -3.0]]).repeat(4000, 1)
     noise = GumbelNoise(torch.Generator().manual_seed(0), temperature=0.5, end_ids=[])
