@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import agents as agent_registry
-import prefenv
+import prefenv.worlds
 from agents.learned import TRAINING_SEEDS
 from experiments import report, tensorboard
 from experiments.results import Results, Run, only_writer
@@ -40,10 +40,9 @@ class CompareConfig:
     """
 
     world: tuple[str, ...] = ("synthetic",)
-    """One or more of `prefenv worlds`: synthetic, llm."""
+    """One or more of `prefenv worlds`: synthetic, active-ultrafeedback, on-policy, llm."""
     agents: tuple[str, ...] = ("random", "dts", "drts", "deltaucb", "infomax", "maxmin")
-    """One or more of `prefenv agents`: random, dts, drts, deltaucb, infomax, maxmin, oracle-greedy, ppo. Differences
-    are to `random`, headroom is a share of `oracle-greedy`'s."""
+    """One or more of `prefenv agents`. Differences are to `random`, headroom is a share of `oracle-greedy`'s."""
     seeds: int = 10
     """How many seeds; the unit over which intervals are taken."""
     first_seed: int = 0
@@ -60,7 +59,7 @@ class CompareConfig:
     retry_failed: bool = False
     """Run the failed ones again too."""
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
-    """Settings of the simulator."""
+    """Settings of the world synthetic; the other simulated worlds are presets and stay as they are."""
     llm: LLMSettings = field(default_factory=LLMSettings)
     """Settings of the language model world."""
 
@@ -157,7 +156,8 @@ class _Comparison:
             ValueError: it cannot be made, or cannot serve an agent.
         """
         settings = world_settings_of(world, self.config.synthetic, self.config.llm)
-        self._worlds[world] = prefenv.WORLDS[world].build(settings)
+        spec = prefenv.worlds.world_spec(world)
+        self._worlds[world] = spec.build(settings, spec.key)
         if "oracle-greedy" in self.config.agents and self._worlds[world].gain is None:
             raise ValueError(f"oracle-greedy needs the truth, which world '{world}' does not know: leave the agent out")
 
@@ -241,6 +241,7 @@ def compare(config: CompareConfig) -> int:
     Raises:
         ValueError: an unknown agent or world, a number that cannot be, or a folder with results that do not fit.
     """
+    config = _by_key(config)
     settings = _checked(config)
     with only_writer(config.out):
         results = Results(config.out)
@@ -266,6 +267,19 @@ def compare(config: CompareConfig) -> int:
         return _conclude(config, results)
 
 
+def _by_key(config: CompareConfig) -> CompareConfig:
+    """The same with keys in the place of aliases.
+
+    Raises:
+        ValueError: an unknown agent or world.
+    """
+    return dataclasses.replace(
+        config,
+        world=tuple(prefenv.worlds.world_spec(world).key for world in config.world),
+        agents=tuple(agent_registry.spec(agent).key for agent in config.agents),
+    )
+
+
 def _checked(config: CompareConfig) -> dict[str, dict[str, Any]]:
     """The settings of each world, once everything asked for has been found possible."""
     for name in ("seeds", "rounds", "ppo_steps"):
@@ -278,8 +292,6 @@ def _checked(config: CompareConfig) -> dict[str, dict[str, Any]]:
     for name in ("agents", "world"):
         if len(set(getattr(config, name))) < len(getattr(config, name)) or not getattr(config, name):
             raise ValueError(f"{name} {list(getattr(config, name))}: name at least one, and none twice")
-    for agent in config.agents:
-        agent_registry.spec(agent)
     if config.ppo_weights is not None and not config.ppo_weights.is_file():
         raise FileNotFoundError(f"no weights at '{config.ppo_weights}': `prefenv train` makes them")
     return {

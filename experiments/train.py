@@ -9,10 +9,9 @@ from pathlib import Path
 
 import gymnasium as gym
 
-import prefenv
+import prefenv.worlds
 from prefenv.llm.settings import LLMSettings
 from prefenv.synthetic.settings import SyntheticSettings
-from prefenv.types import unknown_name
 
 
 @dataclass(frozen=True)
@@ -68,23 +67,20 @@ def train(config: TrainConfig) -> Path:
         ) from error
     _same_configuration(config, settings)
 
-    def make_env() -> gym.Env:
-        world = prefenv.WORLDS[config.world].build(settings)
-        return gym.make("PrefAcquire-v0", world=world, budget=config.rounds * world.n_prompts)
-
-    return train_ppo(make_env, config.out, config.steps, config.seed, config.n_envs, config.progress)
+    budget = config.rounds * settings.n_prompts
+    worlds = gym.make_vec("PrefAcquire-v0", num_envs=config.n_envs, world=settings, budget=budget)
+    return train_ppo(worlds, config.out, config.steps, config.seed, config.progress)
 
 
 def world_settings_of(key: str, synthetic: SyntheticSettings, llm: LLMSettings) -> SyntheticSettings | LLMSettings:
-    """The settings that belong to a world's key.
+    """The settings that belong to a world's key: presets are as they are, the other worlds as they are set.
 
     Raises:
         ValueError: no such world.
     """
-    if key not in prefenv.WORLDS:
-        raise unknown_name("world", key, prefenv.WORLDS)
-    by_type: dict[type, SyntheticSettings | LLMSettings] = {SyntheticSettings: synthetic, LLMSettings: llm}
-    return by_type[prefenv.WORLDS[key].settings]
+    spec = prefenv.worlds.world_spec(key)
+    given: dict[str, SyntheticSettings | LLMSettings] = {"synthetic": synthetic, "llm": llm}
+    return given.get(spec.key, spec.settings)
 
 
 def _same_configuration(config: TrainConfig, settings: SyntheticSettings | LLMSettings) -> None:

@@ -10,7 +10,7 @@ from prefenv.forms import PrefAcquireBudgetEnv, PrefAcquireSequentialEnv
 from prefenv.protocols import CandidateSource, Evaluator, Oracle, PolicyLearner, RewardPosterior, World
 from prefenv.types import Pairs, Pool, Preferences
 from prefenv.version import __version__
-from prefenv.worlds import WORLDS, make_world
+from prefenv.worlds import WORLDS, make_world, world_settings
 
 __all__ = [
     "WORLDS",
@@ -28,6 +28,7 @@ __all__ = [
     "World",
     "__version__",
     "make_world",
+    "world_settings",
 ]
 
 _ENTRY_POINTS = {
@@ -35,8 +36,9 @@ _ENTRY_POINTS = {
     "PrefAcquireBudget-v0": "prefenv.forms:PrefAcquireBudgetEnv",
     "PrefAcquireSequential-v0": "prefenv.forms:PrefAcquireSequentialEnv",
 }
+_VECTOR_ENTRY_POINTS = {"PrefAcquire-v0": "prefenv.vector:make_vector_env"}
 ENV_IDS = tuple(_ENTRY_POINTS)
 
 for _id, _entry_point in _ENTRY_POINTS.items():
     if _id not in _gym.registry:
-        _gym.register(_id, entry_point=_entry_point)
+        _gym.register(_id, entry_point=_entry_point, vector_entry_point=_VECTOR_ENTRY_POINTS.get(_id))

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from prefenv import spaces
 from prefenv.protocols import State, TextRows, World
 from prefenv.types import Belief, Evaluation, Pairs, Pool, Preferences, Seconds, whole_number
-from prefenv.worlds import make_world
+from prefenv.worlds import build_world, make_world
 
 Observation = dict[str, NDArray[Any]]
 Info = dict[str, Any]
 Result = TypeVar("Result")
 
 DEFAULT_ROUNDS = 10
-STATE_VERSION = 1
+STATE_VERSION = 2
 NO_LABELS = Preferences(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
@@ -64,9 +64,9 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     ``seconds`` of each part; in worlds of text ``rows``, the labels as dicts with prompt_id, prompt, chosen, rejected.
 
     Args:
-        world: a key of :data:`prefenv.worlds.WORLDS`, or a :class:`~prefenv.protocols.World` of this environment's own
-            (``prefenv.make_world(key, setting=...)`` makes one with other settings).
-        n_prompts: n; the world's own when None. Only with a key.
+        world: a key of :data:`prefenv.worlds.WORLDS`; or settings (``prefenv.world_settings(key, name=value)``); or a
+            :class:`~prefenv.protocols.World` of this environment's own, as ``prefenv.make_world`` makes it.
+        n_prompts: n; the world's own when None. Not with a World.
         n_candidates: m; likewise.
         budget: labels allowed in an episode; ten rounds when None.
         privileged: show ``oracle_score`` and ``oracle_gain``.
@@ -92,7 +92,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
 
     def __init__(
         self,
-        world: str | World = "synthetic",
+        world: str | World | Any = "synthetic",
         n_prompts: int | None = None,
         n_candidates: int | None = None,
         budget: int | None = None,
@@ -242,7 +242,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
             "win_rate": evaluation.win_rate.mean,
             "win_rate_low": evaluation.win_rate.low,
             "win_rate_high": evaluation.win_rate.high,
-            "win_rate_second": evaluation.second.mean,
+            "win_rate_second": evaluation.second,
             "capability": evaluation.capability,
             "kl": evaluation.kl,
             "posterior_accuracy": evaluation.posterior_accuracy,
@@ -257,7 +257,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         reward = self.world.oracle.score(self._pool)
         rows = preferences.prompt
         gap = reward[rows, preferences.chosen] - reward[rows, preferences.rejected]
-        return float((0.5 + 0.5 * np.sign(gap)).mean())
+        return float((0.5 + 0.5 * np.sign(gap)).mean(dtype=np.float64))
 
     # Saving and going on
 
@@ -296,20 +296,29 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
             ValueError: the state is of another version or of an environment made with other arguments; then nothing
                 has changed here.
         """
-        if state.get("version") != STATE_VERSION:
-            raise ValueError(f"state of version {state.get('version')!r}, this package reads version {STATE_VERSION}")
-        own, saved = self._made_with(), state["made_with"]
-        differing = [
-            f"{name} {saved.get(name)!r} there, {own[name]!r} here" for name in own if saved.get(name) != own[name]
-        ]
-        if differing:
-            raise ValueError(f"the state is of another environment: {'; '.join(differing)}")
+        require_same_maker(state, self._made_with())
         self.world.load_state_dict(state["world"])
         self._episode = self.world.episode
         self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
         self._pool, self._belief = copy.deepcopy(state["pool"]), copy.deepcopy(state["belief"])
         self._evaluation = state["evaluation"]
         self._spent, self._labels, self._judged = state["counts"]
+
+
+def require_same_maker(state: State, own: dict[str, Any]) -> None:
+    """Check that a saved state is of this version and of an environment with the same arguments.
+
+    Raises:
+        ValueError: it is not; the message says in what they differ.
+    """
+    if state.get("version") != STATE_VERSION:
+        raise ValueError(f"state of version {state.get('version')!r}, this package reads version {STATE_VERSION}")
+    saved = state["made_with"]
+    differing = [
+        f"{name} {saved.get(name)!r} there, {own[name]!r} here" for name in own if saved.get(name) != own[name]
+    ]
+    if differing:
+        raise ValueError(f"the state is of another environment: {'; '.join(differing)}")
 
 
 class Clock:
@@ -330,13 +339,13 @@ class Clock:
         return Seconds(**self._spent)
 
 
-def _resolve_world(world: str | World, n_prompts: int | None, n_candidates: int | None) -> World:
+def _resolve_world(world: Any, n_prompts: int | None, n_candidates: int | None) -> World:
     given = (("n_prompts", n_prompts), ("n_candidates", n_candidates))
     sizes = {name: whole_number(name, value) for name, value in given if value is not None}
     if isinstance(world, str):
         return make_world(world, **sizes)
     if not isinstance(world, World):
-        raise ValueError(f"world={world!r}: give a key such as 'synthetic', or a World (prefenv.make_world makes one)")
+        return build_world(world, **sizes)
     for name, value in sizes.items():
         if value != getattr(world, name):
             raise ValueError(f"{name}={value}, but the World given has {getattr(world, name)}: set it where it is made")

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from prefenv.noise import children
 from prefenv.types import Belief, Evaluation, FloatArray, Pairs, Pool, Preferences
 
 State = dict[str, Any]
@@ -128,8 +129,8 @@ class World:
     def reset(self, rng: np.random.Generator) -> None:
         """Begin an episode: each part gets a generator of its own, seeded from ``rng``."""
         self.episode = object()
-        for part in self.parts():
-            part.reset(np.random.default_rng(rng.integers(2**32, size=4)))
+        for part, child in zip(self.parts(), children(rng, len(PART_NAMES)), strict=True):
+            part.reset(child)
 
     def state_dict(self) -> State:
         """The states of all parts."""

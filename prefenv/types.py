@@ -217,14 +217,14 @@ class Evaluation:
 
     Attributes:
         win_rate: against the reference, by the reward that the oracle labels with.
-        second: the same by a second judge, who did not label.
+        second: the win rate by a second judge, who did not label.
         capability: a value besides the reward; the world says which. NaN where not measured.
         kl: nats a response: KL(policy || reference), mean over evaluation prompts.
         posterior_accuracy: share of held-out pairs that the posterior mean ranks as the oracle's reward does.
     """
 
     win_rate: WinRate
-    second: WinRate
+    second: float
     capability: float
     kl: float
     posterior_accuracy: float

@@ -69,7 +69,7 @@ class CountingLearner:
     def evaluate(self, posterior: RewardPosterior) -> Evaluation:
         value = min(1.0, 0.5 + 0.01 * sum(len(labels) for labels in self.seen))
         rate = WinRate(value, value, value, 1)
-        return Evaluation(rate, rate, 0.0, 0.0, 0.5)
+        return Evaluation(rate, value, 0.0, 0.0, 0.5)
 
     def state_dict(self) -> State:
         return {"seen": list(self.seen)}

@@ -139,21 +139,10 @@ def _masked(values: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
     return np.where(mask, values, 0.0)
 
 
-class PairFeatures(gym.ObservationWrapper):
-    """The environment with (n, P, F) float32 pair features for its observation."""
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        shape = pair_features(_zeros(env.observation_space)).shape
-        self.observation_space = gym.spaces.Box(-CLIP, CLIP, shape=shape, dtype=np.float32)
-
-    def observation(self, observation: Observation) -> NDArray[np.float32]:
-        """Features of all pairs."""
-        return pair_features(observation)
-
-    def action_masks(self) -> NDArray[np.bool_]:
-        """As the environment's."""
-        return self.env.get_wrapper_attr("action_masks")()
+def feature_space(observation_space: gym.Space) -> gym.spaces.Box:
+    """Of the (n, P, F) pair features of one observation."""
+    shape = pair_features(_zeros(observation_space)).shape
+    return gym.spaces.Box(-CLIP, CLIP, shape=shape, dtype=np.float32)
 
 
 def _zeros(space: gym.Space) -> dict[str, NDArray[np.generic]]:

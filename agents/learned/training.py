@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import gymnasium as gym
 import torch
+from gymnasium.vector import VectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 
 from agents.learned import TRAINING_SEEDS
-from agents.learned.features import PairFeatures
+from agents.learned.features import feature_space, pair_features
 from agents.learned.network import PairPolicy, save_scorer
+from agents.learned.vec_env import SB3VecEnv
 
 ROLLOUT_STEPS = 40  # a world's steps between updates: four episodes of ten rounds
 DISCOUNT = 0.9  # an early gain is enjoyed for longer: about the area under a curve of ten rounds
@@ -62,22 +62,20 @@ def one_thread() -> Iterator[None]:
 
 
 def train_ppo(
-    make_env: Callable[[], gym.Env],
+    worlds: VectorEnv,
     out: str | Path,
     steps: int,
     seed: int = 0,
-    n_envs: int = 16,
     progress: bool = True,
 ) -> Path:
     """Train a pair scorer by PPO and write its weights.
 
     Args:
-        make_env: one environment with one pair a prompt, unseeded.
+        worlds: environments with one pair a prompt, as ``gymnasium.make_vec`` makes them; they are closed at the end.
         out: folder for ``checkpoint.zip`` (a stopped or shorter run goes on from it), ``tensorboard/`` and
             ``ppo.safetensors``.
         steps: environment steps in all, those of an earlier part included.
         seed: of network, rollouts and worlds.
-        n_envs: environments side by side.
         progress: show a bar.
 
     Returns:
@@ -86,7 +84,8 @@ def train_ppo(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.zip"
-    envs = make_vec_env(lambda: PairFeatures(make_env()), n_envs=n_envs)
+    n_envs = worlds.num_envs
+    envs = SB3VecEnv(worlds, pair_features, feature_space(worlds.single_observation_space))
     if checkpoint.is_file():
         model = PPO.load(checkpoint, env=envs, device="cpu")
     else:

@@ -1,17 +1,80 @@
-"""What every comparison is held against: chance from below, the oracle's own scores from above."""
+"""What every comparison is held against: chance and fixed recipes, and from above the oracle's own scores."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from agents.scores import FloatArray, Observation
+from agents.scores.picks import best, one_hot
 from prefenv.spaces import n_pairs, pair_table
+from prefenv.types import whole_number
 
 
 def random(observation: Observation, rng: np.random.Generator) -> FloatArray:
     """Uniform over the pairs: every score is its own draw from [0, 1), so never i = j and no pair is favoured."""
     *lead, n, m = observation["mask"].shape
     return rng.random((*lead, n, n_pairs(m)))
+
+
+def deltaqwen(observation: Observation, rng: np.random.Generator) -> FloatArray:
+    """Strongest generator against weakest: ``|g_i - g_j|`` [Delta, arXiv 2507.06187; AUF, arXiv 2603.09692].
+
+    Needs no judge as published: there the stronger generator's response counts as chosen. Here the environment's oracle
+    still labels the pair, so that all methods learn from the same kind of label.
+
+    It assumes that the pool numbers its generators in the order of their public strength, and that strength shows in
+    the responses. Where one model wrote all of them, all pairs are equal and it is ``random``.
+
+    Args:
+        observation: with ``generator`` (..., n, m), 0 for the weakest.
+        rng: not used.
+
+    Returns:
+        (..., n, P), steps in the order of strength.
+
+    >>> deltaqwen({"generator": np.array([[5.0, 0.0, 2.0]])}, np.random.default_rng(0))
+    array([[5., 3., 2.]])
+    """
+    strength = np.asarray(observation["generator"], dtype=np.float64)
+    first, second = pair_table(strength.shape[-1])
+    return np.abs(strength[..., first] - strength[..., second])
+
+
+def ultrafeedback(observation: Observation, rng: np.random.Generator, *, candidates: int = 4) -> FloatArray:
+    """Best of a few by the oracle's score against another of them [UltraFeedback, arXiv 2310.01377; AUF].
+
+    ``candidates`` of a prompt's candidates are drawn uniformly, the oracle scores these, and the best meets a uniform
+    one of the others. A prompt with fewer candidates has all of them scored.
+
+    Privileged: it reads ``oracle_score``, of the drawn candidates only. The opponent is left to chance, so the gap is
+    smaller than that of :func:`maxmin`. All pairs but the chosen score alike, so a budget beyond one pair a prompt is
+    filled at random.
+
+    Args:
+        observation: with ``oracle_score`` (..., n, m) and ``mask``.
+        rng: one uniform array is drawn.
+        candidates: responses that the oracle scores for each prompt.
+
+    Returns:
+        (..., n, P): 1 for the pair, 0 for the others.
+
+    Raises:
+        ValueError: ``candidates`` is no whole number of at least 2; the observation has no ``oracle_score``.
+
+    >>> shown = {"oracle_score": np.array([[2.0, -1.0, 0.5]]), "mask": np.array([[1, 0, 1]])}
+    >>> ultrafeedback(shown, np.random.default_rng(0))
+    array([[0., 1., 0.]])
+    """
+    count = whole_number("candidates", candidates, minimum=2)
+    score = _oracle_score(observation, "ultrafeedback")
+    mask = np.asarray(observation["mask"], dtype=bool)
+    *lead, m = mask.shape
+    order_noise, tie_noise, opponent_noise = np.moveaxis(rng.random((*lead, 3, m)), -2, 0)
+    place = np.where(mask, order_noise, 2.0).argsort(axis=-1).argsort(axis=-1)  # those that do not exist come last
+    drawn = mask & (place < count)
+    first = best(score, drawn, tie_noise)
+    others = drawn & (np.arange(m) != first[..., None])
+    return one_hot(first, np.where(others, opponent_noise, -1.0).argmax(axis=-1), m)
 
 
 def maxmin(observation: Observation, rng: np.random.Generator) -> FloatArray:
@@ -26,9 +89,7 @@ def maxmin(observation: Observation, rng: np.random.Generator) -> FloatArray:
     >>> maxmin({"oracle_score": np.array([[2.0, -1.0, 0.5]])}, np.random.default_rng(0))
     array([[3. , 1.5, 1.5]])
     """
-    if "oracle_score" not in observation:
-        raise ValueError("maxmin sees the oracle's scores: make the environment with privileged=True")
-    score = np.asarray(observation["oracle_score"], dtype=np.float64)
+    score = _oracle_score(observation, "maxmin")
     first, second = pair_table(score.shape[-1])
     return np.abs(score[..., first] - score[..., second])
 
@@ -48,3 +109,10 @@ def oracle_greedy(observation: Observation, rng: np.random.Generator) -> FloatAr
     if "oracle_gain" not in observation:
         raise ValueError("oracle-greedy sees the world's truth: make a synthetic environment with privileged=True")
     return np.asarray(observation["oracle_gain"], dtype=np.float64)
+
+
+def _oracle_score(observation: Observation, method: str) -> FloatArray:
+    """(..., n, m) float64, or an error that says how to see it."""
+    if "oracle_score" not in observation:
+        raise ValueError(f"{method} sees the oracle's scores: make the environment with privileged=True")
+    return np.asarray(observation["oracle_score"], dtype=np.float64)

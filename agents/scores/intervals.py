@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import expit
 
 from agents.scores import FloatArray, Observation
+from agents.scores.picks import best, one_hot
 from prefenv.spaces import pair_table
 
 
@@ -60,3 +61,42 @@ def infomax(observation: Observation, rng: np.random.Generator, *, width: float 
     low, high = _bounds(observation, width)
     first, second = pair_table(low.shape[-1])
     return expit(high[..., first] - low[..., second]) - expit(low[..., first] - high[..., second])
+
+
+def maxminlcb(observation: Observation, rng: np.random.Generator, *, width: float = 1.0) -> FloatArray:
+    """The candidate whose worst lower bound is best, against the opponent that makes it so.
+
+    ``lcb_ij = (r_i - r_j) - width (s_i + s_j)``; ``first = argmax_i min_{j != i} lcb_ij``, and ``second`` is that j
+    [MaxMinLCB, arXiv 2406.16745; AUF, arXiv 2603.09692]. Equal candidates are equally likely.
+
+    It assumes that the s of two candidates add up, as if their rewards were not correlated. A bandit's rule: it looks
+    for the best candidate, so both are good, and the label says little about what is bad. With a large width it falls
+    for candidates that are sure. All pairs but the chosen score alike, so a budget beyond one pair a prompt is filled
+    at random. The public code of [AUF] first leaves out candidates that cannot be best; here all stay.
+
+    Args:
+        observation: with ``reward_mean`` and ``reward_std``, (..., n, m), and ``mask``.
+        rng: one uniform array is drawn, for ties.
+        width: half the interval, in standard deviations; 0 takes the two best means.
+
+    Returns:
+        (..., n, P): 1 for the pair, 0 for the others.
+
+    Raises:
+        ValueError: a negative width.
+
+    >>> belief = {"reward_mean": np.array([[0.0, 1.0, 3.0]]), "reward_std": np.array([[1.0, 0.5, 0.0]])}
+    >>> maxminlcb(belief | {"mask": np.ones((1, 3))}, np.random.default_rng(0))
+    array([[0., 0., 1.]])
+    """
+    low, high = _bounds(observation, width)
+    mask = np.asarray(observation["mask"], dtype=bool)
+    *lead, m = mask.shape
+    tie_noise = rng.random((*lead, 2, m))
+    opponents = mask[..., None, :] & ~np.eye(m, dtype=bool)  # (..., n, m, m)
+    lcb = np.where(opponents, low[..., :, None] - high[..., None, :], np.inf)
+    first = best(lcb.min(axis=-1), mask, tie_noise[..., 0, :])  # (..., n)
+    row = first[..., None, None]
+    others = np.take_along_axis(opponents, row, axis=-2)[..., 0, :]
+    second = best(-np.take_along_axis(lcb, row, axis=-2)[..., 0, :], others, tie_noise[..., 1, :])
+    return one_hot(first, second, m)

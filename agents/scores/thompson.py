@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agents.scores import FloatArray, Observation
-from prefenv.spaces import n_pairs, pair_index
+from agents.scores.picks import best, one_hot
 
 Draw = Literal["joint", "interval"]
 
@@ -74,14 +73,14 @@ def _drawn_pair(
         draws, tie_noise = _interval_draws(observation, rng, width, redraws)
     else:
         raise ValueError(f"draw={draw!r} must be 'joint' or 'interval'")
-    first = _argmax(draws[..., :1, :], mask, tie_noise[..., 0, :])[..., 0]  # (..., n)
+    first = best(draws[..., 0, :], mask, tie_noise[..., 0, :])  # (..., n)
     others = mask & (np.arange(mask.shape[-1]) != first[..., None])
-    later = _argmax(second_sign * draws[..., 1:, :], mask, tie_noise[..., 1, :])  # (..., n, redraws)
+    later = best(second_sign * draws[..., 1:, :], mask[..., None, :], tie_noise[..., 1:2, :])  # (..., n, redraws)
     differs = later != first[..., None]
     drawn = np.take_along_axis(later, differs.argmax(axis=-1)[..., None], axis=-1)[..., 0]
     fallback = np.where(others, tie_noise[..., 2, :], -1.0).argmax(axis=-1)
     second = np.where(differs.any(axis=-1), drawn, fallback)
-    return _one_hot(first, second, mask.shape[-1])
+    return one_hot(first, second, mask.shape[-1])
 
 
 def _joint_draws(observation: Observation, rng: np.random.Generator, redraws: int) -> tuple[FloatArray, FloatArray]:
@@ -107,16 +106,3 @@ def _interval_draws(
     noise = rng.random((*mean.shape[:-1], 1 + redraws + 3, mean.shape[-1]))
     draws = mean[..., None, :] + width * std[..., None, :] * (2 * noise[..., :-3, :] - 1)
     return draws, noise[..., -3:, :]
-
-
-def _argmax(values: FloatArray, mask: NDArray[np.bool_], tie_noise: FloatArray) -> NDArray[np.int64]:
-    """(..., n, T) best candidate of (..., n, T, m) values; ties go to the largest of (..., n, m) noise."""
-    values = np.where(mask[..., None, :], values, -np.inf)
-    best = values == values.max(axis=-1, keepdims=True)
-    return np.asarray(np.where(best, tie_noise[..., None, :], -1.0).argmax(axis=-1))
-
-
-def _one_hot(first: NDArray[np.int64], second: NDArray[np.int64], m: int) -> FloatArray:
-    score = np.zeros((*first.shape, n_pairs(m)))
-    np.put_along_axis(score, pair_index(first, second, m)[..., None], 1.0, axis=-1)
-    return score

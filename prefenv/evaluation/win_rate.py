@@ -67,20 +67,33 @@ def preference_prob(gap: FloatArray, temperature: float) -> FloatArray:
         return np.asarray(expit(gap / temperature))
 
 
-def chance_to_beat(reward: FloatArray, reference_prob: FloatArray, temperature: float) -> FloatArray:
+def chance_to_beat(reward: FloatArray, reference_prob: FloatArray, temperature: float, axis: int = -1) -> FloatArray:
     """b(y) = sum_y' reference(y') sig((r(y) - r(y')) / temperature): a constant of the episode.
 
     Args:
-        reward: (..., K) of the responses to a prompt.
-        reference_prob: (..., K), sums to one.
+        reward: (..., K, ...) of the K responses to a prompt.
+        reference_prob: (..., K, ...), sums to one over the responses.
         temperature: of the judge; 0 is the larger reward wins, ties one half.
+        axis: of the responses.
 
     Returns:
-        (..., K) float64 in [0, 1]. The win rate of a policy p is ``(p * b).sum(-1)``, with both responses drawn
-        independently.
+        of the shape and dtype of ``reward``, in [0, 1]. The win rate of a policy p is the sum of ``p * b`` over the
+        responses, with both responses drawn independently.
 
     >>> chance_to_beat(np.array([0.0, 1.0]), np.array([0.5, 0.5]), temperature=0.0)
     array([0.25, 0.75])
     """
-    wins = preference_prob(reward[..., :, None] - reward[..., None, :], temperature)
-    return np.asarray((wins * reference_prob[..., None, :]).sum(-1))
+    r, p = np.moveaxis(reward, axis, 0), np.moveaxis(reference_prob, axis, 0)
+    lead = np.zeros_like(r)  # sum_y' reference(y') (2 sig(gap) - 1), and 2 sig(x) - 1 = tanh(x / 2) is odd
+    for i in range(len(r) - 1):
+        gap = r[i] - r[i + 1 :]
+        if temperature < 1e-30:  # 0 but for rounding in float32
+            odd = np.sign(gap)
+        else:
+            with np.errstate(over="ignore"):
+                gap /= 2 * temperature
+            odd = np.tanh(gap, out=gap)
+        lead[i] += (p[i + 1 :] * odd).sum(axis=0)
+        odd *= p[i]
+        lead[i + 1 :] -= odd
+    return np.moveaxis(np.asarray(0.5 + 0.5 * lead).clip(0.0, 1.0), 0, axis)

@@ -96,7 +96,7 @@ class WinRateEvaluator:
         second = [self._second(_texts(column)) for column in columns[:2]]
         return Evaluation(
             win_rate=sampled_win_rate(share_of_wins(reward[:, 0], reward[:, 1])),
-            second=sampled_win_rate(share_of_wins(second[0], second[1])),
+            second=sampled_win_rate(share_of_wins(second[0], second[1])).mean,
             capability=self._cloze(),
             kl=float(np.mean([candidate.logprob - candidate.reference_logprob for candidate in candidates])),
             posterior_accuracy=ranking_accuracy(posterior.mean(embeddings), reward),

@@ -5,24 +5,75 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 
-from prefenv.evaluation.win_rate import preference_prob
 from prefenv.protocols import State
 from prefenv.types import FloatArray, Pairs, Pool, Preferences
 
 
+def label_chances(
+    gap: FloatArray, temperature: float, tie: float = 0.0, flip: float = 0.0
+) -> tuple[FloatArray, FloatArray]:
+    """Chances that the first and that the second of a pair is labelled as preferred; what is left is a tie.
+
+    ``sig(x - tie)`` and ``sig(-x - tie)`` with ``x = gap / temperature`` (Rao and Kupper 1967), then turned round with
+    chance ``flip``.
+
+    >>> label_chances(np.array([0.0]), temperature=1.0, flip=0.2)
+    (array([0.5]), array([0.5]))
+    """
+    if temperature == 0:
+        even = np.where(gap == 0, expit(-tie), 0.0)
+        first, second = np.where(gap > 0, 1.0, even), np.where(gap < 0, 1.0, even)
+    else:
+        with np.errstate(over="ignore"):  # an infinite ratio is a sure win
+            x = gap / temperature
+        first, second = expit(x - tie), expit(-x - tie)
+    if flip:
+        first, second = (1 - flip) * first + flip * second, (1 - flip) * second + flip * first
+    return first, second
+
+
+def label_sign(
+    gap: FloatArray, share: FloatArray, temperature: float, tie: float = 0.0, flip: float = 0.0
+) -> NDArray[np.int8]:
+    """1 where the first is preferred, -1 where the second is, 0 for a tie.
+
+    Args:
+        gap: reward of the first less reward of the second.
+        share: uniform random numbers in [0, 1), of the same shape.
+        temperature: as in :class:`BradleyTerryOracle`.
+        tie: likewise.
+        flip: likewise.
+    """
+    first, second = label_chances(gap, temperature, tie, flip)
+    if tie == 0:
+        return np.where(share < first, 1, -1).astype(np.int8)
+    return (share < first).astype(np.int8) - (share >= 1 - second).astype(np.int8)
+
+
 class BradleyTerryOracle:
-    """P(i is preferred to j) = sig((r_i - r_j) / temperature).
+    """P(i is preferred to j) = sig((r_i - r_j) / temperature), with ties and mistakes where asked for.
 
     Args:
         score: pool → (n, m) reward r; NaN or infinite is an error, never a label.
         temperature: 0 gives the label to the larger reward always; exact ties are then a fair coin.
+        tie: log-odds by which a response has to be ahead to be preferred half the time. What neither gets is a tie, no
+            label and counted as an abstention.
+        flip: chance that a label is turned round.
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
-    def __init__(self, score: Callable[[Pool], FloatArray], temperature: float = 1.0) -> None:
-        if not temperature >= 0:
-            raise ValueError(f"oracle temperature={temperature} must be 0 or larger")
-        self._score, self.temperature = score, temperature
+    def __init__(
+        self, score: Callable[[Pool], FloatArray], temperature: float = 1.0, tie: float = 0.0, flip: float = 0.0
+    ) -> None:
+        for name, value, high in (("temperature", temperature, np.inf), ("tie", tie, np.inf), ("flip", flip, 1.0)):
+            if not 0 <= value <= high:
+                raise ValueError(f"oracle {name}={value} must lie in [0, {high}]")
+        self._score, self.temperature, self.tie, self.flip = score, temperature, tie, flip
         self.reset(np.random.default_rng())
 
     def reset(self, rng: np.random.Generator) -> None:
@@ -37,14 +88,17 @@ class BradleyTerryOracle:
         return reward
 
     def compare(self, pool: Pool, pairs: Pairs) -> Preferences:
-        """One label for each pair."""
+        """One label for each pair that is no tie."""
         reward = self.score(pool).astype(np.float64)
         gap = reward[pairs.prompt, pairs.first] - reward[pairs.prompt, pairs.second]
-        first_wins = self._rng.random(len(pairs)) < preference_prob(gap, self.temperature)
+        sign = label_sign(gap, self._rng.random(len(pairs)), self.temperature, self.tie, self.flip)
+        told = sign != 0
+        prompt, first, second, first_wins = pairs.prompt[told], pairs.first[told], pairs.second[told], sign[told] > 0
         return Preferences(
-            prompt=pairs.prompt.copy(),
-            chosen=np.where(first_wins, pairs.first, pairs.second),
-            rejected=np.where(first_wins, pairs.second, pairs.first),
+            prompt=prompt,
+            chosen=np.where(first_wins, first, second),
+            rejected=np.where(first_wins, second, first),
+            abstained=int((~told).sum()),
         )
 
     def state_dict(self) -> State:

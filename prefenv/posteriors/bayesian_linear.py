@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.special import erfcx
 
+from prefenv.noise import Words, normals
+from prefenv.posteriors.single import SinglePosterior
 from prefenv.protocols import State
-from prefenv.types import Belief, FloatArray, Pool, Preferences, whole_number
+from prefenv.types import FloatArray, whole_number
 
 PROBIT_SCALE = 1.702  # sig(t) and Phi(t / 1.702) differ by less than 0.01 everywhere
+BLOCK = 8  # labels that share two products with the root of the covariance
 
 
 def absorb_label(mean: FloatArray, root: FloatArray, delta: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -32,21 +37,128 @@ def absorb_label(mean: FloatArray, root: FloatArray, delta: FloatArray) -> tuple
     (array([0.4]), np.float64(0.84))
     """
     phi = np.einsum("...ij,...i->...j", root, delta)
-    s = (phi * phi).sum(axis=-1)
-    c = (mean * delta).sum(axis=-1)
-    shrink = 1 / (PROBIT_SCALE**2 + s)
-    z = c * np.sqrt(shrink)
-    hazard = np.sqrt(2 / np.pi) / erfcx(-z / np.sqrt(2))  # density over distribution function of the normal, at z
-    curvature = np.clip(hazard * (hazard + z), 0.0, 1.0)
-    lost = shrink * curvature  # the variance along delta falls by lost * s², and lost * s < 1
+    pull, narrowing = _moments((mean * delta).sum(axis=-1), (phi * phi).sum(axis=-1))
     gain = np.einsum("...ij,...j->...i", root, phi)
-    mean = mean + gain * (np.sqrt(shrink) * hazard)[..., None]
-    narrowing = lost / (1 + np.sqrt(1 - lost * s))
+    mean = mean + gain * pull[..., None]
     return mean, root - (gain * narrowing[..., None])[..., :, None] * phi[..., None, :]
 
 
-class BayesianLinearPosterior:
-    """r(candidate) = w · embedding, w ~ N(0, prior_std² / d · I) before the first label.
+def _moments(c: FloatArray, s: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """How far a label of a comparison with belief N(c, s) pulls the mean, and narrows the root of the covariance."""
+    shrink = 1 / (PROBIT_SCALE**2 + s)
+    root_shrink = np.sqrt(shrink)
+    z = c * root_shrink
+    hazard = np.sqrt(2 / np.pi) / erfcx(z * -np.sqrt(0.5))  # density over distribution function of the normal, at z
+    curvature = np.clip(hazard * (hazard + z), 0.0, 1.0)
+    lost = shrink * curvature  # the variance along delta falls by lost * s², and lost * s < 1
+    return root_shrink * hazard, lost / (1 + np.sqrt(1 - lost * s))
+
+
+def absorb_labels(mean: FloatArray, root: FloatArray, delta: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """What :func:`absorb_label` makes of k labels one after the other, but for rounding, in a third of the time.
+
+    With ``V = Δ root`` all that changes lies in the span of V's rows: the root becomes ``root (I - V' N V)`` and the
+    mean grows by ``root V' y``. N (k, k) and y (k) follow from ``V V'`` and ``Δ mean`` alone, so the d × d matrices are
+    touched once for each :data:`BLOCK` labels.
+
+    Args:
+        mean: (..., d).
+        root: (..., d, d).
+        delta: (..., k, d); a row of zeros changes nothing.
+
+    Returns:
+        mean (..., d), root (..., d, d).
+    """
+    short = -delta.shape[-2] % BLOCK
+    if short:  # whole blocks: the same labels then give the same bits, however many rows of zeros follow them
+        delta = np.concatenate([delta, np.zeros((*delta.shape[:-2], short, delta.shape[-1]))], axis=-2)
+    for start in range(0, delta.shape[-2], BLOCK):
+        mean, root = _absorb_block(mean, root, delta[..., start : start + BLOCK, :])
+    return mean, root
+
+
+def _absorb_block(mean: FloatArray, root: FloatArray, delta: FloatArray) -> tuple[FloatArray, FloatArray]:
+    v = delta @ root
+    gram = v @ v.swapaxes(-1, -2)
+    prior = delta @ mean[..., None]
+    n, y = np.zeros_like(gram), np.zeros_like(prior)
+    unit = np.eye(delta.shape[-2])[..., None]
+    for j in range(delta.shape[-2]):  # in units of the rows of v: phi = v' g, root phi = root v' t
+        row = gram[..., j : j + 1, :]
+        g = unit[j] - (row @ n).swapaxes(-1, -2)
+        gram_g = gram @ g
+        s = np.maximum(g.swapaxes(-1, -2) @ gram_g, 0.0)
+        pull, narrowing = _moments(prior[..., j : j + 1, :] + row @ y, s)
+        t = g - n @ gram_g
+        y += pull * t
+        n += (narrowing * t) @ g.swapaxes(-1, -2)
+    gain = root @ v.swapaxes(-1, -2)  # (..., d, k)
+    return mean + (gain @ y)[..., 0], root - (gain @ n) @ v
+
+
+class LinearBeliefs:
+    """B beliefs side by side about r(candidate) = w · embedding, w ~ N(0, prior_std² / d · I) before the first label.
+
+    Attributes:
+        weight_mean: (B, d) float64.
+        root: (B, d, d) float64, square roots of the covariances.
+    """
+
+    def __init__(self, n_worlds: int, embedding_size: int, n_samples: int, prior_std: float, ahead: int = 1) -> None:
+        if not 0 < prior_std < np.inf:
+            raise ValueError(f"prior_std={prior_std} must be positive and finite")
+        d = whole_number("embedding_size", embedding_size)
+        self.n_samples, self._ahead = whole_number("n_samples", n_samples), ahead
+        root = np.eye(d) * (prior_std / np.sqrt(d))
+        self._prior = np.zeros((n_worlds, d)), np.broadcast_to(root, (n_worlds, d, d))
+        self.reset([np.random.default_rng() for _ in range(n_worlds)])
+
+    def reset(self, rngs: Sequence[np.random.Generator]) -> None:
+        """Back to the prior."""
+        self.words = Words(rngs, self._ahead)
+        mean, root = self._prior
+        self.weight_mean: FloatArray = mean.copy()
+        self.root: FloatArray = root.copy()
+
+    def mean(self, embedding: FloatArray) -> FloatArray:
+        """(B, ...) for (B, ..., d) embeddings, of their dtype."""
+        flat = embedding.reshape(len(embedding), -1, embedding.shape[-1])
+        return np.matmul(flat, self.weight_mean.astype(embedding.dtype)[..., None]).reshape(embedding.shape[:-1])
+
+    def predict(self, embedding: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Mean (B, n, m), standard deviation (B, n, m) and S new joint draws (B, S, n, m), float32."""
+        b, n, m, d = embedding.shape
+        flat = embedding.reshape(b, n * m, d).astype(np.float32, copy=False)
+        scaled = flat @ self.root.astype(np.float32)  # the norms are the standard deviations
+        mean = np.matmul(flat, self.weight_mean.astype(np.float32)[..., None])[..., 0]
+        std = np.sqrt(np.einsum("bkd,bkd->bk", scaled, scaled))
+        noise = normals(self.words, self.n_samples * d).reshape(b, self.n_samples, d)
+        samples = noise @ scaled.swapaxes(1, 2)
+        samples += mean[:, None]
+        return mean.reshape(b, n, m), std.reshape(b, n, m), samples.reshape(b, self.n_samples, n, m)
+
+    def absorb(self, chosen: FloatArray, rejected: FloatArray) -> None:
+        """Learn from (B, k, d) embeddings; a row where both are the same is no label."""
+        delta = np.subtract(chosen, rejected, dtype=np.float64)
+        self.weight_mean, self.root = absorb_labels(self.weight_mean, self.root, delta)
+
+    def state_dict(self) -> State:
+        """Weights, roots of the covariances, generators."""
+        return {
+            "weight_mean": self.weight_mean.copy(),
+            "root": self.root.copy(),
+            "words": self.words.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore."""
+        self.weight_mean = state["weight_mean"].copy()
+        self.root = state["root"].copy()
+        self.words.load_state_dict(state["words"])
+
+
+class BayesianLinearPosterior(SinglePosterior):
+    """One :class:`LinearBeliefs` belief as the posterior of a world.
 
     With embeddings of about unit scale a coordinate, a reward has standard deviation ``prior_std`` at the start. New
     labels update the belief one after the other; old ones are not seen again.
@@ -65,51 +177,14 @@ class BayesianLinearPosterior:
     """
 
     def __init__(self, embedding_size: int, n_samples: int, prior_std: float = 1.0) -> None:
-        if not 0 < prior_std < np.inf:
-            raise ValueError(f"prior_std={prior_std} must be positive and finite")
-        self.embedding_size = whole_number("embedding_size", embedding_size)
-        self.n_samples = whole_number("n_samples", n_samples)
-        self.prior_std = prior_std
-        self.reset(np.random.default_rng())
+        self.beliefs: LinearBeliefs = LinearBeliefs(1, embedding_size, n_samples, prior_std)
 
-    def reset(self, rng: np.random.Generator) -> None:
-        """Back to the prior."""
-        self._rng = rng
-        self.weight_mean: FloatArray = np.zeros(self.embedding_size)
-        self.root: FloatArray = np.eye(self.embedding_size) * (self.prior_std / np.sqrt(self.embedding_size))
+    @property
+    def root(self) -> FloatArray:
+        """(d, d) square root of the covariance of w."""
+        return np.asarray(self.beliefs.root[0])
 
-    def mean(self, embedding: FloatArray) -> FloatArray:
-        """(...,) float64 posterior mean of the reward for (..., d) embeddings."""
-        return np.asarray(embedding @ self.weight_mean)
-
-    def predict(self, embedding: FloatArray) -> Belief:
-        """Belief about (n, m, d) embeddings; S new joint draws."""
-        scaled = embedding.astype(np.float64) @ self.root  # (n, m, d); the norms are the standard deviations
-        mean = self.mean(embedding.astype(np.float64))
-        noise = self._rng.standard_normal((self.n_samples, self.embedding_size))
-        return Belief(
-            mean=mean.astype(np.float32),
-            std=np.linalg.norm(scaled, axis=-1).astype(np.float32),
-            samples=(mean + np.einsum("nmd,sd->snm", scaled, noise, optimize=True)).astype(np.float32),
-        )
-
-    def update(self, pool: Pool, preferences: Preferences) -> None:
-        """Learn from the labels, in their order."""
-        chosen = pool.embedding[preferences.prompt, preferences.chosen].astype(np.float64)
-        rejected = pool.embedding[preferences.prompt, preferences.rejected].astype(np.float64)
-        for delta in chosen - rejected:
-            self.weight_mean, self.root = absorb_label(self.weight_mean, self.root, delta)
-
-    def state_dict(self) -> State:
-        """Weights, root of the covariance, generator."""
-        return {
-            "weight_mean": self.weight_mean.copy(),
-            "root": self.root.copy(),
-            "rng": self._rng.bit_generator.state,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Restore."""
-        self.weight_mean = state["weight_mean"].copy()
-        self.root = state["root"].copy()
-        self._rng.bit_generator.state = state["rng"]
+    @property
+    def weight_mean(self) -> FloatArray:
+        """(d,) mean of w."""
+        return np.asarray(self.beliefs.weight_mean[0])

@@ -1,68 +1,143 @@
-"""The log-linear policy, and its DPO step by exact gradients.
-
-``pi(y | x) ∝ reference(y | x) exp(theta · f(x, y))``. The log-ratio of two responses of one prompt to the reference is
-``theta · (f_chosen - f_rejected)``, since the normaliser cancels; so the DPO loss (Rafailov et al. 2023, arXiv
-2305.18290, eq. 7) is a logistic loss in theta and its gradient is exact.
-"""
+"""The log-linear policies of B worlds, and their steps on the losses of DPO, IPO and SimPO by exact gradients."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
 from prefenv.protocols import State
-from prefenv.synthetic.settings import SyntheticSettings
-from prefenv.synthetic.story import Responses, log_softmax
-from prefenv.types import FloatArray, Pool, Preferences
+from prefenv.synthetic.settings import Loss, SyntheticSettings
+from prefenv.synthetic.story import log_softmax, project
+from prefenv.types import BoolArray, FloatArray, IntArray
 
 
-def dpo_loss(theta: FloatArray, delta: FloatArray, beta: float) -> float:
-    """Mean of ``-log sig(beta theta · delta_k)``, delta (k, d) = features of the chosen less the rejected.
+def preference_loss(loss: Loss, margin: FloatArray, beta: float, simpo_margin: float = 0.0) -> FloatArray:
+    """Loss of each label, element by element.
 
-    >>> round(dpo_loss(np.zeros(2), np.ones((3, 2)), beta=0.1), 6)  # log 2
+    Args:
+        loss: "dpo", "ipo" or "simpo".
+        margin: chosen less rejected: of the log-ratios to the reference (DPO, IPO), or of the length-normalised
+            log-probabilities (SimPO).
+        beta: as in the papers that :mod:`prefenv.synthetic.story` names.
+        simpo_margin: SimPO's gamma, not divided by beta.
+
+    >>> float(preference_loss("dpo", np.zeros(1), beta=0.1)[0].round(6))  # log 2
     0.693147
     """
-    return float(np.logaddexp(0.0, -beta * (delta @ theta)).mean())
+    if loss == "ipo":
+        return np.asarray((margin - 1 / (2 * beta)) ** 2)
+    return np.asarray(np.logaddexp(0.0, (simpo_margin if loss == "simpo" else 0.0) - beta * margin))
 
 
-def dpo_gradient(theta: FloatArray, delta: FloatArray, beta: float) -> FloatArray:
-    """(d,) gradient of :func:`dpo_loss` in theta.
+def preference_slope(loss: Loss, margin: FloatArray, beta: float, simpo_margin: float = 0.0) -> FloatArray:
+    """Derivative of :func:`preference_loss` in the margin.
 
-    >>> dpo_gradient(np.zeros(2), np.array([[1.0, -2.0]]), beta=0.1)
-    array([-0.05,  0.1 ])
+    >>> preference_slope("ipo", np.array([0.0]), beta=0.5)
+    array([-2.])
     """
-    return np.asarray(-beta * (expit(-beta * (delta @ theta)) @ delta) / len(delta))
+    if loss == "ipo":
+        return np.asarray(2 * (margin - 1 / (2 * beta)))
+    return np.asarray(-beta * expit((simpo_margin if loss == "simpo" else 0.0) - beta * margin))
 
 
-class LogLinearPolicy:
-    """The policy and its learner.
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """k labels in each of B worlds.
 
     Attributes:
-        theta: (d,) float64; zero is the reference.
+        prompt: (B, k) int64, row of the pool.
+        chosen: (B, k) int64, candidate.
+        rejected: (B, k) int64, candidate; the chosen one again where there is no label.
+        valid: (B, k) bool; False is no label (a tie), and those come last in a row.
     """
 
-    def __init__(self, settings: SyntheticSettings) -> None:
-        self._settings = settings
-        self.theta = np.zeros(settings.embedding_size)
+    prompt: IntArray
+    chosen: IntArray
+    rejected: IntArray
+    valid: BoolArray
 
-    def reset(self, rng: np.random.Generator) -> None:
+    def take(self, array: FloatArray, candidate: IntArray) -> FloatArray:
+        """(B, k, ...) entries of (B, n, m, ...) at the labels' prompts and these (B, k) candidates."""
+        b, n, m = array.shape[:3]
+        row = (np.arange(b)[:, None] * n + self.prompt) * m + candidate
+        return array.reshape(b * n * m, *array.shape[3:])[row]
+
+    def difference(self, array: FloatArray) -> FloatArray:
+        """(B, k, ...) entry of the chosen less that of the rejected; zero where there is no label."""
+        return np.asarray(self.take(array, self.chosen) - self.take(array, self.rejected))
+
+
+@dataclass(frozen=True, eq=False)
+class PromptResponses:
+    """What SimPO needs of the prompts of a pool besides the candidates.
+
+    Attributes:
+        features: (B, n, G, D) of all responses.
+        logit: (B, n, G) of the reference.
+        candidate_logit: (B, n, m) of the candidates.
+        candidate_length: (B, n, m) of the candidates, in units of the median.
+    """
+
+    features: FloatArray
+    logit: FloatArray
+    candidate_logit: FloatArray
+    candidate_length: FloatArray
+
+
+class Policies:
+    """B policies and their learner.
+
+    Attributes:
+        theta: (B, D) float64; zero is the reference.
+    """
+
+    def __init__(self, settings: SyntheticSettings, n_worlds: int) -> None:
+        self._settings, self.n_worlds = settings, n_worlds
+        self._zero = np.zeros((n_worlds, settings.embedding_size + 1))
+        self.reset()
+
+    def reset(self) -> None:
         """Back to the reference; nothing here is random."""
-        self.theta = np.zeros(self._settings.embedding_size)
+        self.theta = self._zero.copy()
 
-    def logprob(self, responses: Responses) -> FloatArray:
-        """(E, G) log-probability of every response."""
-        return log_softmax(responses.reference_logprob + responses.features @ self.theta)
+    def log_ratio(self, features: FloatArray) -> FloatArray:
+        """(B, ...) θ·f of (B, ..., D) features: log-ratio to the reference but for a constant of the prompt."""
+        return project(features, self.theta.astype(features.dtype))
 
-    def step(self, pool: Pool, preferences: Preferences) -> None:
-        """Gradient steps on the labels of this round."""
-        if len(preferences) == 0:
-            return
-        features = pool.features  # type: ignore[attr-defined]  # a SyntheticPool
-        rows = preferences.prompt
-        delta = features[rows, preferences.chosen] - features[rows, preferences.rejected]
-        for _ in range(self._settings.gradient_steps):
-            gradient = dpo_gradient(self.theta, delta, self._settings.beta)
-            self.theta = self.theta - self._settings.learning_rate * gradient
+    def step(self, features: FloatArray, labels: Labels, responses: PromptResponses) -> None:
+        """Gradient steps on the labels of this round; where a world has none, nothing changes.
+
+        Args:
+            features: (B, n, m, D) of the candidates.
+            labels: k of each world.
+            responses: read by SimPO only.
+        """
+        settings = self._settings
+        count = labels.valid.sum(axis=1)
+        weight = labels.valid / np.maximum(count, 1)[:, None]
+        rate = settings.learning_rate * (settings.beta**2 if settings.loss == "ipo" else 1.0)
+        delta: FloatArray = labels.difference(features).astype(np.float64)
+        for _ in range(settings.gradient_steps):
+            if settings.loss == "simpo":
+                margin, direction = self._simpo(features, labels, responses)
+            else:
+                margin, direction = np.einsum("bkd,bd->bk", delta, self.theta), delta
+            slope = preference_slope(settings.loss, margin, settings.beta, settings.simpo_margin) * weight
+            self.theta = self.theta - rate * np.einsum("bk,bkd->bd", slope, direction)
+
+    def _simpo(self, features: FloatArray, labels: Labels, responses: PromptResponses) -> tuple[FloatArray, FloatArray]:
+        """Margin (B, k) of the length-normalised log-probabilities, and its gradient (B, k, D) in theta."""
+        theta = self.theta
+        logit = responses.logit + np.einsum("bngd,bd->bng", responses.features, theta)
+        logprob = log_softmax(logit)
+        normaliser = (logit - logprob)[..., :1]  # (B, n, 1), the same for all G
+        mean = (np.exp(logprob)[..., None] * responses.features).sum(axis=2, keepdims=True)  # (B, n, 1, D)
+        own = responses.candidate_logit + np.einsum("bnmd,bd->bnm", features, theta) - normaliser
+        length = responses.candidate_length
+        direction = (features - mean) / length[..., None]
+        return labels.difference(own / length), labels.difference(direction)
 
     def state_dict(self) -> State:
         """The parameters."""

@@ -1,11 +1,15 @@
-"""What can be set in the simulator."""
+"""What can be set in the simulator, and its presets. :mod:`prefenv.synthetic.story` says what each number means."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from prefenv.types import whole_number
+from prefenv.types import unknown_name, whole_number
+
+Loss = Literal["dpo", "ipo", "simpo"]
+Posterior = Literal["linear", "ensemble"]
 
 
 @dataclass(frozen=True)
@@ -19,58 +23,96 @@ class SyntheticSettings:
     n_samples: int = 32
     """Joint posterior draws in an observation (S)."""
     n_generators: int = 8
-    """Generators; each writes one response to every prompt."""
-    n_eval_prompts: int = 128
-    """Held-out prompts that the win rate is computed on."""
+    """Generators (G), numbered from the weakest to the strongest; each writes one response to every prompt."""
+    n_eval_prompts: int = 64
+    """Held-out prompts that the win rate is computed on (E)."""
     embedding_size: int = 16
-    """Size of the embedding that agents see, and of the hidden features behind it (d)."""
+    """Size of the embedding that agents see (d); responses have one feature more, which it does not show."""
     misspecification: float = 0.3
-    """Share of the embedding's variance that is noise, in [0, 1): 0 shows the reward in full."""
+    """Share of the reward's variance that lies in the feature that the embedding does not show, in [0, 1)."""
     reward_scale: float = 2.0
     """Standard deviation of the hidden reward among one generator's responses, log-odds."""
     skill_spread: float = 0.7
     """Standard deviation of skill among generators, in units of reward_scale."""
     style_spread: float = 0.7
-    """Standard deviation of each hidden feature's mean among generators."""
+    """Standard deviation of each feature's mean among generators, apart from skill."""
+    consistency_spread: float = 0.0
+    """Standard deviation, among generators, of the log of how much one generator's responses differ."""
+    reference_strength: float = 0.0
+    """How much the reference prefers good responses: nats for one standard deviation of the reward."""
     reference_spread: float = 1.0
-    """Standard deviation of the reference policy's logits over responses, nats."""
+    """Standard deviation of the reference policy's logits apart from that, nats."""
     oracle_temperature: float = 1.0
     """Temperature of the Bradley-Terry labels; 0 labels without noise."""
+    oracle_tie: float = 0.0
+    """Log-odds that a response must be ahead to be preferred half the time; what neither gets is a tie, no label."""
+    oracle_flip: float = 0.0
+    """Chance that a label is turned round, in [0, 1]."""
     length_bias: float = 1.0
     """What the second judge adds to the reward for one standard deviation of log-length, log-odds."""
+    style_bias: float = 0.0
+    """What the second judge adds for one standard deviation of a style of its own taste, log-odds."""
     capability_conflict: float = 0.5
     """Part of the capability that opposes the reward, in [0, 1]."""
     on_policy: bool = False
     """Draw candidates from the current policy instead of from all generators alike."""
+    loss: Loss = "dpo"
+    """Loss of the policy step: dpo, ipo or simpo."""
     beta: float = 0.1
-    """Strength of the pull to the reference in DPO."""
+    """Strength of the pull to the reference in DPO and IPO; in SimPO the scale of the log-probabilities."""
+    simpo_margin: float = 0.0
+    """SimPO's target margin (gamma), in log-odds."""
     learning_rate: float = 1.0
-    """Size of a gradient step on the DPO loss; at 1 ten rounds of the defaults stop short of saturation."""
+    """Size of a gradient step; at 1 ten rounds of the defaults stop short of saturation."""
     gradient_steps: int = 4
-    """Gradient steps of each DPO step, each on all labels of the round."""
+    """Gradient steps of each round, each on all labels of the round."""
+    posterior: Posterior = "linear"
+    """Belief about the reward: Bayesian linear, or an ensemble of n_samples heads."""
     prior_std: float = 2.0
     """Standard deviation of a reward under the posterior before any label, log-odds."""
+    warm_labels: int = 0
+    """Labels of random pairs, the oracle's own, that the posterior has learned from before the episode begins."""
 
     def __post_init__(self) -> None:
         whole_number("n_candidates", self.n_candidates, minimum=2)
         for name in ("n_prompts", "n_samples", "n_generators", "n_eval_prompts", "embedding_size", "gradient_steps"):
             whole_number(name, getattr(self, name))
+        whole_number("warm_labels", self.warm_labels, minimum=0)
         if self.n_candidates > self.n_generators:
             raise ValueError(
                 f"n_candidates={self.n_candidates} of n_generators={self.n_generators}: each generator writes one "
                 "response to a prompt, so ask for fewer candidates or more generators"
             )
         for name in ("reward_scale", "beta", "learning_rate", "prior_std"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
-        for name in ("skill_spread", "style_spread", "reference_spread", "oracle_temperature"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or larger, and finite")
-        if not math.isfinite(self.length_bias):
-            raise ValueError(f"length_bias={self.length_bias} must be finite")
-        if not 0 <= self.misspecification < 1:
-            raise ValueError(f"misspecification={self.misspecification} must lie in [0, 1)")
-        if not 0 <= self.capability_conflict <= 1:
-            raise ValueError(f"capability_conflict={self.capability_conflict} must lie in [0, 1]")
+            self._require(name, getattr(self, name) > 0, "positive and finite")
+        for name in (
+            "skill_spread", "style_spread", "consistency_spread", "reference_spread", "oracle_temperature", "oracle_tie"
+        ):  # fmt: skip
+            self._require(name, getattr(self, name) >= 0, "0 or larger, and finite")
+        for name in ("length_bias", "style_bias", "reference_strength", "simpo_margin"):
+            self._require(name, True, "finite")
+        self._require("misspecification", 0 <= self.misspecification < 1, "in [0, 1)")
+        for name in ("capability_conflict", "oracle_flip"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         if not isinstance(self.on_policy, bool):
             raise ValueError(f"on_policy={self.on_policy!r} must be True or False")
+        for name, known in (("loss", get_args(Loss)), ("posterior", get_args(Posterior))):
+            if getattr(self, name) not in known:
+                raise unknown_name(name, getattr(self, name), known)
+        if self.posterior == "ensemble" and self.n_samples < 2:
+            raise ValueError("n_samples=1: an ensemble needs at least 2 heads")
+
+    def _require(self, name: str, holds: bool, what: str) -> None:
+        value = getattr(self, name)
+        if not (holds and math.isfinite(value)):
+            raise ValueError(f"{name}={value} must be {what}")
+
+
+PRESETS: dict[str, SyntheticSettings] = {
+    "synthetic": SyntheticSettings(),
+    "active-ultrafeedback": SyntheticSettings(n_prompts=32, n_candidates=30, n_generators=30, warm_labels=200),
+    "on-policy": SyntheticSettings(
+        n_prompts=16, n_candidates=2, skill_spread=0.0, style_spread=0.0, on_policy=True, capability_conflict=0.8
+    ),
+}
+"""World key → settings. ``synthetic`` is the default preset."""

@@ -1,110 +1,201 @@
-"""The generative story of the simulator.
+r"""The generative story of the simulator.
 
-An episode has a direction of reward ``w`` (unit length), G generators and a rotation ``Q``, all hidden:
+**An episode** has G generators and a taste, all hidden. With D = d + 1 features, q the misspecification and N(·)
+normal:
 
-* skill ``s_g ~ N(0, skill_spread²)``; style ``c_g ~ N(0, style_spread² I)``, orthogonal to w;
-* hidden features of generator g's response to a prompt: ``f = s_g w + c_g + e``, ``e ~ N(0, I)``, d numbers;
-* reward ``r = reward_scale * w · f``;
-* embedding ``sqrt(1 - q) Q f + sqrt(q) u``, ``u ~ N(0, I)``, q the misspecification: it shows the reward in part;
-* length ``exp(5 + 0.5 v · f)`` tokens, v a random unit vector;
-* capability ``a · f``, ``a = -conflict w + sqrt(1 - conflict²) w'`` with w' a unit vector orthogonal to w;
-* reference policy: softmax over a prompt's G responses of logits ``N(0, reference_spread²)``.
+* reward direction ``w = (sqrt(1 - q) w₁, sqrt(q))``, w₁ a random unit vector of d numbers; so ``|w| = 1``;
+* skill ``s_g ~ N(0, skill_spread²)``, sorted, so that generators are numbered from the weakest to the strongest, as a
+  public leaderboard would;
+* style ``c_g ~ N(0, style_spread² I)``, made orthogonal to w;
+* consistency ``k_g = exp(N(0, consistency_spread²))``: how much the generator's responses differ among themselves;
+* random unit vectors v (what makes a response long), t (a style that the second judge likes) and a' orthogonal to w.
 
-All responses to a prompt are known, so every expectation over the policy is a sum of G terms.
+**A response** of generator g to any prompt:
+
+* features ``f = s_g w + c_g + k_g e``, e of D independent numbers of mean 0 and variance 1 (uniform: they cost a
+  tenth of normals, and a sum of several is close to normal);
+* reward ``r = reward_scale · w·f``, log-odds;
+* the embedding is the first d features. The last one, with the share q of the reward's variance, stays hidden: no
+  amount of labels shows it;
+* length ``exp(5 + 0.5 v·f)`` tokens;
+* capability ``a·f``, ``a = -conflict · w + sqrt(1 - conflict²) a'``: a second value, partly opposed to the reward,
+  which drifts as the policy follows the labels;
+* second judge ``r + length_bias · v·f + style_bias · t·f``: a proxy that did not label.
+
+**Labels** of a pair (i, j), with ``x = (r_i - r_j) / oracle_temperature``: i is preferred with ``sig(x -
+oracle_tie)``, j with ``sig(-x - oracle_tie)`` (Rao and Kupper 1967; Bradley-Terry when oracle_tie is 0), else it is a
+tie and no label; a label is turned round with chance oracle_flip.
+
+**The policy** chooses among the G responses to a prompt, so every expectation over it is a sum of G terms:
+
+* reference ``π₀ = softmax(reference_strength · w·f + reference_spread · z)``, z noise like e;
+* policy ``π = softmax(log π₀ + θ·f)``, θ = 0 at the start: its log-ratio to the reference is ``h = θ·f`` and a
+  constant of the prompt;
+* with chosen y and rejected y', the losses are, each the mean over the labels of a round: DPO ``-log sig(β (h -
+  h'))`` (arXiv 2305.18290, eq. 7); IPO ``(h - h' - 1 / (2β))²`` (arXiv 2310.12036, eq. 17); SimPO ``-log sig(β log
+  π(y) / l - β log π(y') / l' - γ)`` (arXiv 2405.14734, eq. 6), l the length in units of the median;
+* a round takes gradient_steps steps of size learning_rate; IPO's by ``β²`` of it, for which the first step has twice
+  the length of DPO's whatever β.
+
+**A pool** shows n new prompts with m of the G responses each: drawn from the policy without replacement (on_policy),
+or from all generators alike.
+
+**The win rate** is the chance that a response of π has more reward than one of π₀, ``mean_x Σ_y π(y) b(y)`` with
+``b(y) = Σ_y' π₀(y') sig((r(y) - r(y')) / oracle_temperature)`` a constant of the episode.
+
+**The posterior** over the reward starts from its prior (cold), or has learned before the episode from warm_labels
+labels of random pairs of the episode's generators (warm), as a reward model that was trained already.
+
+Arrays have a leading axis B: that many episodes side by side, each with random generators of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from prefenv.noise import Words, normals
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.types import FloatArray
 
 LOG_LENGTH_MEAN, LOG_LENGTH_STD = 5.0, 0.5  # median of 148 tokens, most between 60 and 400
 
+Generators = Sequence[np.random.Generator]
+
 
 @dataclass(frozen=True, eq=False)
 class Hidden:
-    """What is hidden in an episode.
+    """What is hidden in B episodes; float32.
 
     Attributes:
-        reward_direction: (d,) unit vector w.
-        capability_direction: (d,) unit vector a.
-        length_direction: (d,) unit vector v.
-        rotation: (d, d) orthogonal Q.
-        generator_mean: (G, d) mean features of each generator's responses.
+        reward: (B, D) unit vectors w.
+        capability: (B, D) unit vectors a.
+        length: (B, D) unit vectors v.
+        taste: (B, D) unit vectors t.
+        generator_mean: (B, G, D) mean features of each generator's responses, the weakest generator first.
+        consistency: (B, G) spread of each generator's responses.
     """
 
-    reward_direction: FloatArray
-    capability_direction: FloatArray
-    length_direction: FloatArray
-    rotation: FloatArray
+    reward: FloatArray
+    capability: FloatArray
+    length: FloatArray
+    taste: FloatArray
     generator_mean: FloatArray
+    consistency: FloatArray
+
+    def __getitem__(self, worlds: slice) -> Hidden:
+        """Some of the episodes."""
+        return Hidden(**{field.name: getattr(self, field.name)[worlds] for field in fields(self)})
 
 
 @dataclass(frozen=True, eq=False)
 class Responses:
-    """All G responses to E prompts.
+    """All G responses to n prompts in B episodes; float32.
 
     Attributes:
-        features: (E, G, d) hidden.
-        embedding: (E, G, d).
-        reward: (E, G) log-odds.
-        length: (E, G) tokens.
-        reference_logprob: (E, G) nats, a log-distribution over the last axis.
+        features: (B, n, G, D).
+        logit: (B, n, G) of the reference policy, nats.
     """
 
     features: FloatArray
-    embedding: FloatArray
-    reward: FloatArray
-    length: FloatArray
-    reference_logprob: FloatArray
+    logit: FloatArray
 
 
-def log_softmax(logits: FloatArray) -> FloatArray:
-    """Log of the softmax over the last axis.
+def _unit(vectors: FloatArray) -> FloatArray:
+    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norm, 1e-12))
+
+
+def _without(vectors: FloatArray, direction: FloatArray) -> FloatArray:
+    """Vectors (B, ..., D) less their part along unit vectors (B, D)."""
+    direction = direction.reshape(len(direction), *(1,) * (vectors.ndim - 2), -1)
+    return np.asarray(vectors - (vectors * direction).sum(axis=-1, keepdims=True) * direction)
+
+
+def draw_hidden(settings: SyntheticSettings, words: Words) -> Hidden:
+    """The hidden side of B new episodes."""
+    b, g, d = len(words.rngs), settings.n_generators, settings.embedding_size
+    noise = normals(words, 4 * (d + 1) + g * (d + 3))
+    directions, rest = noise[:, : 4 * (d + 1)].reshape(b, 4, d + 1), noise[:, 4 * (d + 1) :]
+    share = settings.misspecification
+    seen = np.float32(np.sqrt(1 - share)) * _unit(directions[:, 0, :d])
+    reward = np.concatenate([seen, np.full((b, 1), np.sqrt(share), dtype=np.float32)], axis=1)
+    conflict = settings.capability_conflict
+    other = np.float32(np.sqrt(1 - conflict**2)) * _unit(_without(directions[:, 1], reward))
+    skill = np.float32(settings.skill_spread) * np.sort(rest[:, :g], axis=1)
+    style = np.float32(settings.style_spread) * _without(rest[:, 2 * g :].reshape(b, g, d + 1), reward)
+    return Hidden(
+        reward=reward,
+        capability=other - np.float32(conflict) * reward,
+        length=_unit(directions[:, 2]),
+        taste=_unit(directions[:, 3]),
+        generator_mean=skill[..., None] * reward[:, None] + style,
+        consistency=np.exp(np.float32(settings.consistency_spread) * rest[:, g : 2 * g]),
+    )
+
+
+def noise_size(settings: SyntheticSettings, n: int) -> int:
+    """Numbers that the responses to n prompts need in an episode."""
+    return n * settings.n_generators * (settings.embedding_size + 2)
+
+
+def draw_responses(settings: SyntheticSettings, hidden: Hidden, n: int, noise: FloatArray) -> Responses:
+    """Every generator's response to n new prompts in each of B episodes.
+
+    Args:
+        settings: of the simulator.
+        hidden: of the B episodes.
+        n: prompts.
+        noise: (B, noise_size) float32 of mean 0 and variance 1; it is written over.
+    """
+    b, g, size = hidden.generator_mean.shape
+    features: FloatArray = noise[:, : n * g * size].reshape(b, n, g * size)
+    if settings.consistency_spread:
+        features *= np.repeat(hidden.consistency, size, axis=1)[:, None]
+    features += hidden.generator_mean.reshape(b, 1, g * size)
+    features = features.reshape(b, n, g, size)
+    logit = noise[:, n * g * size : n * g * (size + 1)].reshape(b, n, g)
+    logit *= np.float32(settings.reference_spread)
+    if settings.reference_strength:
+        logit += np.float32(settings.reference_strength) * project(features, hidden.reward)
+    return Responses(features, logit)
+
+
+def draw_held_out(
+    settings: SyntheticSettings, hidden: Hidden, n: int, noise: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """As :func:`draw_responses`, with the axes in the order in which an evaluation runs over them.
+
+    Returns:
+        features (B, D, G · n), a response after the other in the last axis; logits (B, G, n).
+    """
+    b, g, size = hidden.generator_mean.shape
+    features: FloatArray = noise[:, : n * g * size].reshape(b, size, g, n)
+    if settings.consistency_spread:
+        features *= hidden.consistency[:, None, :, None]
+    features += hidden.generator_mean.swapaxes(1, 2)[..., None]
+    features = features.reshape(b, size, g * n)
+    logit = noise[:, n * g * size : n * g * (size + 1)].reshape(b, g, n)
+    logit *= np.float32(settings.reference_spread)
+    if settings.reference_strength:
+        strength = np.float32(settings.reference_strength)
+        logit += strength * np.matmul(hidden.reward[:, None], features).reshape(b, g, n)
+    return features, logit
+
+
+def project(features: FloatArray, direction: FloatArray) -> FloatArray:
+    """(B, ...) products of (B, ..., D) features with (B, D) directions."""
+    flat = features.reshape(len(features), -1, features.shape[-1])
+    return np.matmul(flat, direction[..., None]).reshape(features.shape[:-1])
+
+
+def log_softmax(logits: FloatArray, axis: int = -1) -> FloatArray:
+    """Log of the softmax over an axis.
 
     >>> float(log_softmax(np.array([1000.0, 1000.0]))[0]) == float(np.log(0.5))
     True
     """
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
-
-
-def draw_hidden(settings: SyntheticSettings, rng: np.random.Generator) -> Hidden:
-    """The hidden side of a new episode."""
-    d = settings.embedding_size
-    reward, other, length = (v / np.linalg.norm(v) for v in rng.standard_normal((3, d)))
-    other = other - (other @ reward) * reward
-    norm = np.linalg.norm(other)
-    other = other / norm if norm > 1e-9 else other  # d = 1 has no other direction
-    conflict = settings.capability_conflict
-    skill = settings.skill_spread * rng.standard_normal((settings.n_generators, 1))
-    style = settings.style_spread * rng.standard_normal((settings.n_generators, d))
-    style = style - (style @ reward)[:, None] * reward
-    return Hidden(
-        reward_direction=reward,
-        capability_direction=-conflict * reward + np.sqrt(1 - conflict**2) * other,
-        length_direction=length,
-        rotation=np.linalg.qr(rng.standard_normal((d, d)))[0],
-        generator_mean=skill * reward + style,
-    )
-
-
-def draw_responses(settings: SyntheticSettings, hidden: Hidden, n: int, rng: np.random.Generator) -> Responses:
-    """Every generator's response to n new prompts."""
-    shape = (n, settings.n_generators, settings.embedding_size)
-    features = hidden.generator_mean + rng.standard_normal(shape)
-    noise_share = settings.misspecification
-    embedding = np.sqrt(1 - noise_share) * (features @ hidden.rotation)
-    embedding += np.sqrt(noise_share) * rng.standard_normal(shape)
-    logits = settings.reference_spread * rng.standard_normal(shape[:2])
-    return Responses(
-        features=features,
-        embedding=embedding,
-        reward=settings.reward_scale * (features @ hidden.reward_direction),
-        length=np.exp(LOG_LENGTH_MEAN + LOG_LENGTH_STD * (features @ hidden.length_direction)),
-        reference_logprob=log_softmax(logits),
-    )
+    shifted = logits - logits.max(axis=axis, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))

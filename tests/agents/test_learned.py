@@ -6,11 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from gymnasium.vector import SyncVectorEnv  # noqa: E402
 from stable_baselines3 import PPO  # noqa: E402
 
 import agents  # noqa: E402
 from agents.learned import TRAINING_SEEDS  # noqa: E402
-from agents.learned.features import FEATURES, PairFeatures, pair_features  # noqa: E402
+from agents.learned.features import FEATURES, feature_space, pair_features  # noqa: E402
 from agents.learned.network import PairScorer, load_scorer, save_scorer, scorer_score  # noqa: E402
 from agents.learned.training import train_ppo  # noqa: E402
 from prefenv.spaces import n_pairs, pair_index, pair_table  # noqa: E402
@@ -129,16 +130,20 @@ def small_env():
     return gym.make("prefenv:PrefAcquire-v0", n_prompts=2, n_candidates=3, budget=8)
 
 
+def small_envs():
+    return gym.make_vec("prefenv:PrefAcquire-v0", num_envs=2, n_prompts=2, n_candidates=3, budget=8)
+
+
 def test_training_is_deterministic_and_goes_on(tmp_path):
-    first = train_ppo(small_env, tmp_path / "a", steps=320, n_envs=2, progress=False)
-    second = train_ppo(small_env, tmp_path / "b", steps=320, n_envs=2, progress=False)
-    other = train_ppo(small_env, tmp_path / "c", steps=320, seed=1, n_envs=2, progress=False)
+    first = train_ppo(small_envs(), tmp_path / "a", steps=320, progress=False)
+    second = train_ppo(small_envs(), tmp_path / "b", steps=320, progress=False)
+    other = train_ppo(small_envs(), tmp_path / "c", steps=320, seed=1, progress=False)
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes() != other.read_bytes()
     before = first.read_bytes()
-    train_ppo(small_env, tmp_path / "a", steps=320, n_envs=2, progress=False)  # nothing is left to do
+    train_ppo(small_envs(), tmp_path / "a", steps=320, progress=False)  # nothing is left to do
     assert first.read_bytes() == before
-    train_ppo(small_env, tmp_path / "a", steps=480, n_envs=2, progress=False)
+    train_ppo(small_envs(), tmp_path / "a", steps=480, progress=False)
     assert first.read_bytes() != before
     assert (
         PPO.load(tmp_path / "a" / "checkpoint.zip", device="cpu")._n_updates == 6 * 8
@@ -166,7 +171,7 @@ class Trivial(gym.Env):
 
 
 def test_learns_a_trivial_task(tmp_path):
-    path = train_ppo(Trivial, tmp_path, steps=10_000, n_envs=8, progress=False)
+    path = train_ppo(SyncVectorEnv([Trivial] * 8), tmp_path, steps=10_000, progress=False)
     env, agent = Trivial(), agents.make("ppo", weights=str(path))
     observation, _ = env.reset(seed=0)
     rewards = []
@@ -176,11 +181,11 @@ def test_learns_a_trivial_task(tmp_path):
     assert np.mean(rewards) > 0.9  # chance is 1/3
 
 
-def test_wrapper_keeps_masks_and_its_space(ragged_world):
-    env = PairFeatures(gym.make("prefenv:PrefAcquire-v0", world=ragged_world))
-    observation, _ = env.reset(seed=0)
-    assert env.observation_space.contains(observation)
-    np.testing.assert_array_equal(env.action_masks(), column(observation, "legal").reshape(-1) > 0)
+def test_features_lie_in_their_space_and_keep_masks(ragged_world):
+    env = gym.make("prefenv:PrefAcquire-v0", world=ragged_world)
+    features = pair_features(env.reset(seed=0)[0])
+    assert feature_space(env.observation_space).contains(features)
+    np.testing.assert_array_equal(env.unwrapped.action_masks(), column(features, "legal").reshape(-1) > 0)
 
 
 def test_plain_stable_baselines3_trains_on_the_dict_observation():
@@ -230,7 +235,8 @@ def test_training_worlds_are_seeded_apart_from_compared_ones(tmp_path):
             return self.env.reset(seed=seed)
 
     for seed in (0, 1):
-        train_ppo(lambda: Spy(small_env()), tmp_path / str(seed), steps=80, seed=seed, n_envs=2, progress=False)
+        spies = SyncVectorEnv([lambda: Spy(small_env())] * 2)
+        train_ppo(spies, tmp_path / str(seed), steps=80, seed=seed, progress=False)
     given = [seed for seed in seeds if seed is not None]
     assert len(given) == len(set(given)) == 4
     assert min(given) >= TRAINING_SEEDS

@@ -2,6 +2,7 @@
 
 import itertools
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,12 +10,12 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 import agents
-from agents.scores import baseline, intervals, thompson
+from agents.scores import baseline, intervals, picks, thompson
 from prefenv.spaces import n_pairs, pair_index, pair_table
 from tests.conftest import make_observation
 
 HEURISTICS = [key for key, spec in agents.AGENTS.items() if not spec.learned]
-SAMPLED = ["random", "dts", "drts"]  # the others are functions of the observation
+SAMPLED = ["random", "dts", "drts", "ultrafeedback"]  # the others are functions of the observation, but for ties
 
 
 def score_of(key, observation, seed=0, **settings_):
@@ -160,7 +161,8 @@ def test_shifting_all_rewards_changes_nothing(key):
 @pytest.mark.parametrize("key", HEURISTICS)
 def test_equal_candidates_are_chosen_equally_often(key):
     observation = make_observation(np.random.default_rng(0), n=1, m=4)
-    for name in ("reward_mean", "reward_std", "reward_samples", "oracle_score", "oracle_gain"):
+    for name in ("reward_mean", "reward_std", "reward_samples", "implicit_reward", "generator", "oracle_score",
+                 "oracle_gain"):  # fmt: skip
         observation[name] = np.ones_like(observation[name])
     observation = {name: np.broadcast_to(value, (6000, *value.shape)) for name, value in observation.items()}
     action, _ = agents.make(key, seed=0).predict(observation)
@@ -185,11 +187,14 @@ def test_masked_candidates_are_never_chosen(key):
 
 
 def test_every_setting_changes_some_choice():
-    other = {"width": 3.0, "draw": "interval", "redraws": 1}
+    other = {"width": 3.0, "draw": "interval", "redraws": 1, "candidates": 2, "keep": 0.1}
     observation = make_observation(np.random.default_rng(0), batch=(50,), n=8, m=6)
+    three_of_the_pool = gym.spaces.MultiDiscrete([8 * 15] * 3)
     for key in HEURISTICS:
         for name in agents.spec(key).settings():
             common = {"draw": "interval"} if key in ("dts", "drts") and name == "width" else {}
+            if name == "keep":  # chooses prompts, so it has no say where every prompt gets a pair
+                common["action_space"] = three_of_the_pool
             default = agents.make(key, seed=0, **common).predict(observation)[0]
             changed = agents.make(key, seed=0, **common, **{name: other[name]}).predict(observation)[0]
             assert np.any(default != changed), (key, name)
@@ -202,6 +207,12 @@ def test_every_setting_changes_some_choice():
         ("drts", {"redraws": 0}, "redraws=0"),
         ("deltaucb", {"width": -1.0}, "width=-1"),
         ("dts", {"draw": "interval", "width": -1.0}, "width=-1"),
+        ("maxminlcb", {"width": -1.0}, "width=-1"),
+        ("ultrafeedback", {"candidates": 1}, "candidates=1 must be a whole number of at least 2"),
+        ("ultrafeedback", {"candidates": 2.5}, "candidates=2.5"),
+        ("apl", {"keep": 0.0}, "keep=0.0"),
+        ("apl", {"keep": 1.5}, "keep=1.5"),
+        ("apl", {"keep": float("nan")}, "keep=nan"),
     ],
 )
 def test_settings_that_cannot_be(key, wrong, message):
@@ -257,3 +268,115 @@ def test_redraws_are_read(draw):
         return score[:, 0, pair_index(0, 2, 3)].mean()
 
     assert share_of_2(1) > share_of_2(39) + 0.15
+
+
+def repeated(observation, times):
+    """The observation ``times`` over, as a batch."""
+    return {name: np.broadcast_to(value, (times, *np.shape(value))) for name, value in observation.items()}
+
+
+def test_best_spreads_ties_by_noise_and_names_a_nan():
+    allowed, noise = np.array([True, True, False]), np.array([0.2, 0.6, 0.9])
+    assert picks.best(np.array([1.0, 1.0, np.nan]), allowed, noise) == 1
+    assert picks.best(np.array([-np.inf, -np.inf, 5.0]), allowed, noise) == 1
+    with pytest.raises(ValueError, match="NaN"):
+        picks.best(np.array([1.0, np.nan, 0.0]), allowed, noise)
+
+
+@pytest.mark.parametrize(
+    ("width", "pair"),
+    [
+        (0.0, (1, 2)),  # the two best means
+        # lb = -1, 0.5, 3 and ub = 1, 1.5, 3: worst lcb -1 - 3 = -4, 0.5 - 3 = -2.5, 3 - 1.5 = 1.5 (against 1)
+        (1.0, (1, 2)),
+        # lb = -4, -1, 3 and ub = 4, 3, 3: worst lcb -7, -5, 3 - 4 = -1 (against 0)
+        (4.0, (0, 2)),
+    ],
+)
+def test_maxminlcb_by_hand(width, pair):
+    score = intervals.maxminlcb(by_hand([0, 1, 3], [1, 0.5, 0]), np.random.default_rng(0), width=width)
+    assert chosen_pair(score) == pair
+    assert score.sum() == 1
+
+
+def test_maxminlcb_is_its_formula():
+    # by loops: argmax over i of the least of (r_i - r_j) - b (s_i + s_j), and the j of that least
+    observation = make_observation(np.random.default_rng(7), n=40, m=6)
+    score = intervals.maxminlcb(observation, np.random.default_rng(0), width=1.3)
+    for row, mean, std in zip(score, observation["reward_mean"], observation["reward_std"], strict=True):
+        lcb = {(i, j): mean[i] - mean[j] - 1.3 * (std[i] + std[j]) for i, j in itertools.permutations(range(6), 2)}
+        worst = [min(value for (i, _), value in lcb.items() if i == first) for first in range(6)]
+        first = int(np.argmax(worst))
+        second = min((j for j in range(6) if j != first), key=lambda j: lcb[first, j])
+        assert row.argmax() == pair_index(first, second, 6)
+
+
+def test_maxminlcb_does_not_see_masked_candidates():
+    # candidates that do not exist hold what would win, or what no comparison survives
+    for junk in (99.0, -99.0, np.nan):
+        observation = by_hand([0, junk, 1, junk, 3], [1, 0, 0.5, 0, 0])
+        observation["mask"] = np.array([[1, 0, 1, 0, 1]], dtype=np.int8)
+        score = intervals.maxminlcb(observation, np.random.default_rng(0))
+        assert score[0].argmax() == pair_index(2, 4, 5)
+        assert np.all(np.isfinite(score))
+        assert score.sum() == 1
+
+
+def test_maxminlcb_spreads_the_ties_of_either_choice():
+    # 3 is best and meets any of the equal others
+    score = intervals.maxminlcb(repeated(by_hand([0, 0, 0, 3], [1, 1, 1, 1]), 3000), np.random.default_rng(0))
+    shares = score[:, 0].mean(axis=0)
+    np.testing.assert_allclose(shares[pair_index(np.arange(3), 3, 4)], 1 / 3, atol=0.04)
+    # 1 and 2 are as good and surest, and 0 is the opponent of either: two first choices, one second
+    score = intervals.maxminlcb(repeated(by_hand([0, 0, 0], [5, 0, 0]), 3000), np.random.default_rng(0))
+    np.testing.assert_allclose(score[:, 0].mean(axis=0), [0.5, 0.5, 0], atol=0.04)
+
+
+def test_deltaqwen_by_hand_and_by_its_alias():
+    observation = by_hand([0, 0, 0], [1, 1, 1]) | {"generator": np.array([[3.0, 7.0, 1.0]], dtype=np.float32)}
+    np.testing.assert_array_equal(score_of("deltaqwen", observation), [[4, 2, 6]])
+    np.testing.assert_array_equal(score_of("delta-generator", observation), [[4, 2, 6]])
+
+
+def test_ultrafeedback_takes_the_best_of_those_drawn():
+    # of 3 > 2 > 1 > 0 two are drawn: each pair is as likely. Three: 3 is missing once in four times, and then 2 is best
+    observation = by_hand([0] * 4, [1] * 4) | {"oracle_score": np.array([[0.0, 1.0, 2.0, 3.0]])}
+    many = repeated(observation, 6000)
+    expected = {
+        2: {(0, 1): 1 / 6, (0, 2): 1 / 6, (0, 3): 1 / 6, (1, 2): 1 / 6, (1, 3): 1 / 6, (2, 3): 1 / 6},
+        3: {(0, 2): 1 / 8, (1, 2): 1 / 8, (0, 3): 1 / 4, (1, 3): 1 / 4, (2, 3): 1 / 4},
+        4: {(0, 3): 1 / 3, (1, 3): 1 / 3, (2, 3): 1 / 3},
+    }
+    for candidates, chances in expected.items():
+        score = baseline.ultrafeedback(many, np.random.default_rng(0), candidates=candidates)
+        assert np.all(score.sum(axis=-1) == 1)
+        wanted = np.zeros(6)
+        for (i, j), chance in chances.items():
+            wanted[pair_index(i, j, 4)] = chance
+        np.testing.assert_allclose(score[:, 0].mean(axis=0), wanted, atol=0.025)
+
+
+def test_ultrafeedback_draws_what_exists_and_needs_its_privilege():
+    observation = by_hand([0] * 5, [1] * 5) | {"oracle_score": np.array([[9.0, 1.0, 0.0, 2.0, np.nan]])}
+    observation["mask"] = np.array([[0, 1, 1, 1, 0]], dtype=np.int8)
+    score = baseline.ultrafeedback(repeated(observation, 2000), np.random.default_rng(0))
+    shares = score[:, 0].mean(axis=0)
+    np.testing.assert_allclose(shares[[pair_index(1, 3, 5), pair_index(2, 3, 5)]], 0.5, atol=0.04)
+    del observation["oracle_score"]
+    with pytest.raises(ValueError, match=r"ultrafeedback .* privileged=True"):
+        score_of("ultrafeedback", observation)
+
+
+def test_margin_by_hand_and_by_its_alias():
+    observation = by_hand([0, 0, 0], [1, 1, 1]) | {"implicit_reward": np.array([[0.5, -1.0, 0.25]], dtype=np.float32)}
+    np.testing.assert_array_equal(score_of("margin", observation), [[1.5, 0.25, 1.25]])
+    np.testing.assert_array_equal(score_of("rmargin", observation), [[1.5, 0.25, 1.25]])
+
+
+def test_aliases_are_no_keys_of_their_own():
+    names = [name for entry in agents.AGENTS.values() for name in (entry.key, *entry.aliases)]
+    assert len(names) == len(set(names))
+    assert agents.keys() == [entry.key for entry in agents.AGENTS.values()]
+    for entry in agents.AGENTS.values():
+        for alias in entry.aliases:
+            assert agents.spec(alias) is entry

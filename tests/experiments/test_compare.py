@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import agents
 from experiments import cli, report
 from experiments.compare import CompareConfig, compare
 from experiments.results import Run, only_writer
@@ -208,8 +209,8 @@ def test_oracle_greedy_is_refused_where_the_truth_is_not_known(tmp_path, monkeyp
 
     spec = prefenv.WORLDS["synthetic"]
 
-    def without_truth(settings):
-        world = spec.build(settings)
+    def without_truth(settings, name):
+        world = spec.build(settings, name)
         world.gain = None
         return world
 
@@ -290,7 +291,7 @@ def test_wrong_input_is_told_before_anything_runs(tmp_path, arguments, message, 
 
 def test_lists(capsys):
     assert cli.main(["agents"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert len(capsys.readouterr().out.splitlines()) == len(agents.AGENTS)
     assert cli.main(["worlds"]) == 0
     assert "llm" in capsys.readouterr().out
 

@@ -7,7 +7,8 @@ from tests.world_contract import *  # noqa: F403  # the tests
 
 SYNTHETIC = {
     "synthetic": {"n_prompts": 3, "n_candidates": 3},
-    "synthetic, on policy": {"n_prompts": 2, "n_candidates": 5, "on_policy": True},
+    "synthetic, on policy": {"n_prompts": 2, "n_candidates": 5, "on_policy": True, "loss": "simpo"},
+    "synthetic, warm ensemble": {"n_prompts": 3, "posterior": "ensemble", "warm_labels": 5, "oracle_tie": 0.5},
 }
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import warnings
 
@@ -376,8 +377,7 @@ def test_hidden_reward_does_not_reach_the_observation(monkeypatch):
 
     def with_another_reward():
         pool = draw()
-        object.__setattr__(pool, "reward", -3.0 * pool.reward)
-        return pool
+        return dataclasses.replace(pool, pools=dataclasses.replace(pool.pools, reward=-3.0 * pool.pools.reward))
 
     monkeypatch.setattr(twisted.world.source, "draw", with_another_reward)
     assert data_equivalence(plain.reset(seed=0)[0], twisted.reset(seed=0)[0], exact=True)

@@ -3,7 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefenv.posteriors.bayesian_linear import BayesianLinearPosterior, absorb_label
+from prefenv.posteriors.bayesian_linear import (
+    BayesianLinearPosterior,
+    LinearBeliefs,
+    absorb_label,
+    absorb_labels,
+)
 from prefenv.protocols import RewardPosterior
 from prefenv.types import Preferences
 from tests.conftest import make_pool
@@ -74,6 +79,92 @@ def test_a_label_of_equals_teaches_nothing():
     assert root.tolist() == np.eye(2).tolist()
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 8, 9, 40])
+@pytest.mark.parametrize("d", [1, 3, 20])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_labels_in_blocks_are_labels_one_by_one(k, d, scale):
+    rng = np.random.default_rng(0)
+    mean, root = rng.standard_normal((5, d)), np.eye(d) + 0.3 * rng.standard_normal((5, d, d))
+    delta = scale * rng.standard_normal((5, k, d))
+    together = absorb_labels(mean, root, delta)
+    for j in range(k):
+        mean, root = absorb_label(mean, root, delta[:, j])
+    np.testing.assert_allclose(together[0], mean, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(*(r @ r.swapaxes(1, 2) for r in (together[1], root)), rtol=1e-6, atol=1e-9)
+
+
+def test_rows_of_zeros_change_no_bit():
+    rng = np.random.default_rng(0)
+    mean, root, delta = rng.standard_normal((1, 4)), rng.standard_normal((1, 4, 4)), rng.standard_normal((1, 5, 4))
+    expected = absorb_labels(mean, root, delta)
+    padded = absorb_labels(mean, root, np.concatenate([delta, np.zeros((1, 14, 4))], axis=1))
+    np.testing.assert_array_equal(expected[0], padded[0])
+    np.testing.assert_array_equal(expected[1], padded[1])
+    nothing = absorb_labels(mean, root, np.zeros((1, 0, 4)))
+    np.testing.assert_array_equal(nothing[1], root)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(1e-6, 1e6), st.integers(1, 100), st.sampled_from([1.0, -1.0]))
+def test_no_labels_ever_break_blocks(scale, k, flip):
+    rng = np.random.default_rng(k)
+    deltas = scale * np.abs(rng.standard_normal((k, 3)))
+    deltas[::2] *= flip
+    mean, root = absorb_labels(np.zeros(3), 30 * np.eye(3), np.repeat(deltas, 5, axis=0))
+    assert np.all(np.isfinite(mean))
+    assert np.all(np.isfinite(root))
+    assert np.all(np.diag(root @ root.T) <= 900 * (1 + 1e-9))
+
+
+def test_a_million_labels():
+    rng = np.random.default_rng(0)
+    truth = np.array([1.0, -0.5])
+    beliefs = LinearBeliefs(1, 2, 4, 2.0)
+    for _ in range(50):
+        delta = rng.standard_normal((1, 20_000, 2))
+        delta *= np.where(rng.random((1, 20_000)) < 1 / (1 + np.exp(-delta @ truth)), 1, -1)[..., None]
+        beliefs.absorb(delta, np.zeros_like(delta))
+    std = np.sqrt(np.diag(beliefs.root[0] @ beliefs.root[0].T))
+    assert np.all(std < 0.004)
+    assert np.all(std > 0.001)
+    np.testing.assert_allclose(beliefs.weight_mean[0], truth, atol=0.05)  # the probit's bias, many stds by now
+
+
+def metropolis(prior_std, deltas, rng, steps=60_000):
+    """Mean and covariance of a long random walk over the exact posterior."""
+    d = deltas.shape[1]
+    w, chain = np.zeros(d), np.empty((steps, d))
+
+    def log_density(w):
+        return -np.logaddexp(0.0, -deltas @ w).sum() - (w @ w) / (2 * prior_std**2)
+
+    hessian = np.eye(d) / prior_std**2 + 0.15 * deltas.T @ deltas
+    stride = np.linalg.cholesky(np.linalg.inv(hessian)).T * 2.4 / np.sqrt(d)
+    jumps, chances, value = rng.standard_normal((steps, d)) @ stride, np.log(rng.random(steps)), log_density(w)
+    for index in range(steps):
+        proposal = w + jumps[index]
+        proposed = log_density(proposal)
+        if chances[index] < proposed - value:
+            w, value = proposal, proposed
+        chain[index] = w
+    return chain[steps // 6 :].mean(axis=0), np.cov(chain[steps // 6 :].T)
+
+
+def test_belief_is_close_to_a_long_mcmc_run():
+    """Stated error: mean within 0.25 posterior standard deviations, variances within 12 %, on average."""
+    errors, ratios = [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        truth, deltas = rng.standard_normal(5), 1.4 * rng.standard_normal((60, 5))
+        deltas *= np.where(rng.random(60) < 1 / (1 + np.exp(-deltas @ truth)), 1, -1)[:, None]
+        mean, covariance = metropolis(1.0, deltas, rng)
+        found, root = absorb_labels(np.zeros(5), np.eye(5), deltas)
+        errors.append(np.sqrt((found - mean) @ np.linalg.solve(covariance, found - mean) / 5))
+        ratios.append(np.trace(np.linalg.solve(covariance, root @ root.T)) / 5)
+    assert np.mean(errors) < 0.25
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.12)
+
+
 def test_leading_axes_are_a_batch():
     rng = np.random.default_rng(0)
     mean, root, delta = rng.standard_normal((5, 3)), rng.standard_normal((5, 3, 3)), rng.standard_normal((5, 3))
@@ -118,7 +209,7 @@ def test_no_labels_change_nothing_and_state_goes_round():
     before = posterior.state_dict()
     empty = np.empty(0, dtype=np.int64)
     posterior.update(pool, Preferences(empty, empty, empty))
-    np.testing.assert_array_equal(posterior.root, before["root"])
+    np.testing.assert_array_equal(posterior.beliefs.root, before["root"])
     posterior.update(pool, Preferences(np.array([0]), np.array([0]), np.array([1])))
     state = posterior.state_dict()
     expected = posterior.predict(pool.embedding)

@@ -1,0 +1,41 @@
+"""For methods that name one pair themselves: the best with ties spread, and the pair as scores."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.scores import FloatArray
+from prefenv.spaces import n_pairs, pair_index
+
+
+def best(values: FloatArray, allowed: NDArray[np.bool_], tie_noise: FloatArray) -> NDArray[np.int64]:
+    """(...) int64: where the last axis of the values is largest.
+
+    Args:
+        values: (..., m); any number, NaN too, where not allowed.
+        allowed: (..., m) bool, at least one of each m.
+        tie_noise: (..., m), 0 or more; among equal values the one with the most noise is taken.
+
+    Raises:
+        ValueError: a value that counts is NaN.
+
+    >>> best(np.array([2.0, 9.0, 2.0]), np.array([True, False, True]), np.array([0.1, 0.9, 0.7]))
+    array(2)
+    """
+    if np.any(np.isnan(values) & allowed):
+        raise ValueError("a candidate's value is NaN: the method met numbers that it cannot rank")
+    values = np.where(allowed, values, -np.inf)
+    tied = (values == values.max(axis=-1, keepdims=True)) & allowed
+    return np.asarray(np.where(tied, tie_noise, -1.0).argmax(axis=-1))
+
+
+def one_hot(first: NDArray[np.int64], second: NDArray[np.int64], m: int) -> FloatArray:
+    """(..., P): 1 for the pair of the (...) candidates, in either order, and 0 for the others.
+
+    >>> one_hot(np.array([2]), np.array([0]), m=3)
+    array([[0., 1., 0.]])
+    """
+    score = np.zeros((*first.shape, n_pairs(m)))
+    np.put_along_axis(score, pair_index(first, second, m)[..., None], 1.0, axis=-1)
+    return score
