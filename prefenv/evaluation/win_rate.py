@@ -83,17 +83,20 @@ def chance_to_beat(reward: FloatArray, reference_prob: FloatArray, temperature: 
     >>> chance_to_beat(np.array([0.0, 1.0]), np.array([0.5, 0.5]), temperature=0.0)
     array([0.25, 0.75])
     """
-    r, p = np.moveaxis(reward, axis, 0), np.moveaxis(reference_prob, axis, 0)
+    r = np.ascontiguousarray(np.moveaxis(reward, axis, 0))
+    p = np.ascontiguousarray(np.broadcast_to(np.moveaxis(reference_prob, axis, 0), r.shape))
     lead = np.zeros_like(r)  # sum_y' reference(y') (2 sig(gap) - 1), and 2 sig(x) - 1 = tanh(x / 2) is odd
     for i in range(len(r) - 1):
-        gap = r[i] - r[i + 1 :]
+        odd = r[i] - r[i + 1 :]
         if temperature < 1e-30:  # 0 but for rounding in float32
-            odd = np.sign(gap)
+            np.sign(odd, out=odd)
         else:
             with np.errstate(over="ignore"):
-                gap /= 2 * temperature
-            odd = np.tanh(gap, out=gap)
-        lead[i] += (p[i + 1 :] * odd).sum(axis=0)
-        odd *= p[i]
-        lead[i + 1 :] -= odd
-    return np.moveaxis(np.asarray(0.5 + 0.5 * lead).clip(0.0, 1.0), 0, axis)
+                odd *= 0.5 / temperature
+            np.tanh(odd, out=odd)
+        lead[i + 1 :] -= p[i] * odd
+        odd *= p[i + 1 :]
+        lead[i] += odd.sum(axis=0)
+    lead *= 0.5
+    lead += 0.5
+    return np.moveaxis(lead.clip(0.0, 1.0), 0, axis)

@@ -28,13 +28,14 @@ from prefenv.synthetic.story import (
     Hidden,
     draw_held_out,
     draw_hidden,
+    draw_pairs,
     draw_responses,
     noise_size,
     project,
 )
 from prefenv.types import FloatArray, IntArray
 
-CHUNK = 16  # worlds whose held-out prompts are drawn together: their arrays stay in the cache
+CHUNK = 32  # worlds whose held-out prompts are drawn together: their arrays stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +185,9 @@ class Evaluators:
     def _fill(self, worlds: slice, rngs: Generators) -> None:
         settings, hidden = self._settings, self._sources.hidden[worlds]
         e, g, b = settings.n_eval_prompts, settings.n_generators, len(rngs)
-        noise = unit_noise(Words(rngs), noise_size(settings, e))
-        features, logit = draw_held_out(settings, hidden, e, noise)
+        size, pairs = noise_size(settings, e), 2 * e * (settings.embedding_size + 1)
+        noise = unit_noise(Words(rngs), size + pairs)
+        features, logit = draw_held_out(settings, hidden, e, noise[:, :size])
         self._features[worlds] = features
         logit -= logit.max(axis=1, keepdims=True)
         logit -= np.log(np.exp(logit).sum(axis=1, keepdims=True))
@@ -202,19 +204,17 @@ class Evaluators:
         totals[:, 0] = beats[:, 1]
         totals[:, 1] = capability - (prob * capability).sum(axis=1, keepdims=True)
         totals /= np.float32(e)
-        self._hold_out_pairs(worlds, reward)
+        self._hold_out_pairs(worlds, hidden, noise[:, size:])
 
-    def _hold_out_pairs(self, worlds: slice, reward: FloatArray) -> None:
-        """One pair of responses for each prompt, going round through all pairs of different generators."""
-        g, e = reward.shape[1:]
-        d = self._settings.embedding_size
-        prompt = np.arange(e)
-        sides = [side[prompt % len(side)] * e + prompt for side in pair_table(g)]
-        seen = self._features[worlds, :d]
-        for place, side in enumerate(sides):
-            self._pair_embedding[worlds, place] = seen.take(side, axis=2).swapaxes(1, 2)
-        flat = reward.reshape(len(reward), g * e)
-        self._pair_truth[worlds] = np.sign(flat[:, sides[0]] - flat[:, sides[1]])
+    def _hold_out_pairs(self, worlds: slice, hidden: Hidden, noise: FloatArray) -> None:
+        """A pair of responses to each of E more prompts, going round through all pairs of different generators."""
+        sides = np.stack(pair_table(self._settings.n_generators))
+        generator = sides[:, np.arange(self._settings.n_eval_prompts) % sides.shape[1]]
+        noise = noise.reshape(len(noise), *generator.shape, -1)
+        features = draw_pairs(hidden, np.broadcast_to(generator, noise.shape[:-1]), noise)
+        self._pair_embedding[worlds] = features[..., :-1]
+        reward = project(features, hidden.reward)
+        self._pair_truth[worlds] = np.sign(reward[:, 0] - reward[:, 1])
 
     def evaluate(self, mean: Callable[[FloatArray], FloatArray]) -> Evaluations:
         """Exact win rates, capability less the reference's (in standard deviations of a response), exact KL.
@@ -327,9 +327,7 @@ def _warm(settings: SyntheticSettings, hidden: Hidden, words: Words, beliefs: Be
     first = (share[..., 0] * settings.n_generators).astype(np.int64)
     other = (share[..., 1] * max(settings.n_generators - 1, 1)).astype(np.int64)
     pair = np.stack([first, other + (other >= first)], axis=-1)  # (B, w, 2)
-    world = np.arange(b)[:, None, None]
-    features = noise[..., : 2 * size].reshape(b, w, 2, size) * hidden.consistency[world, pair][..., None]
-    features += hidden.generator_mean[world, pair]
+    features = draw_pairs(hidden, pair, noise[..., : 2 * size].reshape(b, w, 2, size))
     reward = project(features, hidden.reward).astype(np.float64) * settings.reward_scale
     gap = reward[..., 0] - reward[..., 1]
     sign = label_sign(gap, share[..., 2], settings.oracle_temperature, settings.oracle_tie, settings.oracle_flip)

@@ -58,7 +58,7 @@ import numpy as np
 
 from prefenv.noise import Words, normals
 from prefenv.synthetic.settings import SyntheticSettings
-from prefenv.types import FloatArray
+from prefenv.types import FloatArray, IntArray
 
 LOG_LENGTH_MEAN, LOG_LENGTH_STD = 5.0, 0.5  # median of 148 tokens, most between 60 and 400
 
@@ -161,6 +161,22 @@ def draw_responses(settings: SyntheticSettings, hidden: Hidden, n: int, noise: F
     if settings.reference_strength:
         logit += np.float32(settings.reference_strength) * project(features, hidden.reward)
     return Responses(features, logit)
+
+
+def draw_pairs(hidden: Hidden, generator: IntArray, noise: FloatArray) -> FloatArray:
+    """(B, ..., D) features of responses by these (B, ...) generators to prompts of their own.
+
+    Args:
+        hidden: of the B episodes.
+        generator: int64.
+        noise: (B, ..., D) float32 of mean 0 and variance 1; it is written over.
+    """
+    b, g, size = hidden.generator_mean.shape
+    row = generator + g * np.arange(b).reshape(b, *(1,) * (generator.ndim - 1))
+    if np.any(hidden.consistency != 1.0):
+        noise *= hidden.consistency.reshape(-1).take(row)[..., None]
+    noise += hidden.generator_mean.reshape(-1, size).take(row, axis=0)
+    return noise
 
 
 def draw_held_out(

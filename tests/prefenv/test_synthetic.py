@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -345,16 +346,17 @@ def test_evaluation_by_hand():
 
 
 def test_posterior_accuracy_goes_round_through_all_pairs_of_generators():
-    world = fresh(n_eval_prompts=7, n_generators=4)
-    world.posterior.beliefs.weight_mean = np.random.default_rng(0).standard_normal((1, 16))
-    features, _, reward = held_out(world)
-    believed = features[..., :-1] @ world.posterior.beliefs.weight_mean[0]
-    pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3), (0, 1)]
-    right = [
-        np.sign(believed[e, i] - believed[e, j]) == np.sign(reward[e, i] - reward[e, j])
-        for e, (i, j) in enumerate(pairs)
-    ]
-    assert world.evaluator.evaluate(world.posterior).posterior_accuracy == pytest.approx(np.mean(right))
+    world = fresh(n_eval_prompts=7, n_generators=4, style_spread=50.0, skill_spread=20.0, misspecification=0.0)
+    hidden, embedding = hidden_of(world), world.evaluator.evaluators._pair_embedding[0].astype(np.float64)
+    distance = np.linalg.norm(embedding[..., None, :] - hidden.generator_mean[0, :, :-1], axis=-1)
+    pairs = distance.argmin(axis=-1).T.tolist()
+    assert pairs == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3], [0, 1]]
+    weight = np.random.default_rng(0).standard_normal(16)
+    world.posterior.beliefs.weight_mean = weight[None]
+    gap = embedding[0] - embedding[1]
+    right = np.sign(gap @ weight) == np.sign(gap @ hidden.reward[0, :-1])
+    assert 0 < right.mean() < 1
+    assert world.evaluator.evaluate(world.posterior).posterior_accuracy == pytest.approx(right.mean())
 
 
 def test_parts_draw_from_streams_of_their_own():
@@ -447,3 +449,26 @@ def test_oracle_greedy_is_far_above_random():
         return np.mean(rates)
 
     assert area("oracle-greedy") > area("random") + 0.05
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_when_all_rewards_are_equal_no_label_moves_the_win_rate(temperature):
+    envs = gym.make_vec(
+        "PrefAcquire-v0",
+        num_envs=40,
+        world=SyntheticSettings(reward_scale=1e-300, oracle_temperature=temperature),
+        privileged=True,
+    )
+    agent, (observation, info) = agents.make("maxmin", seed=0), envs.reset(seed=0)
+    agreed, first = [], []
+    for _ in range(10):
+        action, _ = agent.predict(observation)
+        observation, _, _, _, info = envs.step(action)
+        assert info["win_rate"] == pytest.approx(0.5, abs=1e-5)
+        assert info["posterior_accuracy"] == pytest.approx(0.5)
+        assert all(np.all(np.isfinite(value)) for value in observation.values())
+        agreed.append(info["label_agreement"])
+        first.append(info["preferences"][..., 1] < info["preferences"][..., 2])
+    assert np.all(np.array(agreed) == 0.5)
+    assert np.mean(first) == pytest.approx(0.5, abs=0.05)  # a fair coin
+    assert info["kl"].min() > 0  # the policy went somewhere, for nothing
