@@ -213,7 +213,7 @@ class Evaluators:
         noise = noise.reshape(len(noise), *generator.shape, -1)
         features = draw_pairs(hidden, np.broadcast_to(generator, noise.shape[:-1]), noise)
         self._pair_embedding[worlds] = features[..., :-1]
-        reward = project(features, hidden.reward)
+        reward = project(features, hidden.reward) * np.float32(self._settings.reward_scale)
         self._pair_truth[worlds] = np.sign(reward[:, 0] - reward[:, 1])
 
     def evaluate(self, mean: Callable[[FloatArray], FloatArray]) -> Evaluations:
