@@ -44,7 +44,7 @@ def _list_agents() -> None:
 
 def _list_worlds() -> None:
     for key, spec in prefenv.WORLDS.items():
-        print(f"{key:10} {spec.summary} ({spec.source})")
+        print(f"{key:22} {spec.summary} ({spec.source})")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -136,8 +136,12 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
             options: not used.
 
         Raises:
-            ValueError: another number of seeds than worlds.
+            ValueError: another number of seeds than worlds; a ``reset_mask``, for worlds in step are reset together.
         """
+        if options and "reset_mask" in options:
+            raise ValueError(
+                "reset_mask: these worlds walk in step and are reset together; use vectorization_mode='sync'"
+            )
         seeds = [seed + b for b in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
         self._seed(list(seeds) if seeds is not None else [None] * self.num_envs)
         return self._begin()

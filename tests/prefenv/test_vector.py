@@ -126,6 +126,8 @@ def test_seeds():
     np.testing.assert_array_equal(mixed["embedding"][1], by_list["embedding"][1])
     with pytest.raises(ValueError, match="2 seeds for 3 environments"):
         envs.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match="reset together"):
+        envs.reset(options={"reset_mask": np.array([True, False, False])})
     fresh = [gym.make_vec("PrefAcquire-v0", num_envs=2, n_prompts=2).reset()[0]["embedding"] for _ in range(2)]
     assert not np.allclose(fresh[0], fresh[1])
     assert not np.allclose(fresh[0][0], fresh[0][1])
