@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.random.bit_generator import ISeedSequence
+from numpy.random.bit_generator import BitGenerator, ISeedSequence
 from numpy.typing import DTypeLike, NDArray
 
 from prefenv.types import FloatArray
@@ -30,23 +30,27 @@ class _Seed(ISeedSequence):
         return self._words
 
 
-def children(rng: np.random.Generator, n: int) -> list[np.random.Generator]:
-    """N new generators, seeded with words drawn from ``rng``."""
-    words = rng.bit_generator.random_raw(n * SEED_WORDS).reshape(n, SEED_WORDS)
-    return [np.random.Generator(np.random.PCG64(_Seed(row))) for row in words]  # type: ignore[arg-type]  # it is one
+def seeds(rng: np.random.Generator, n: int) -> NDArray[np.uint64]:
+    """(n, 4) words for :func:`bit_generator`, drawn from ``rng``."""
+    return rng.bit_generator.random_raw(n * SEED_WORDS).reshape(n, SEED_WORDS)
+
+
+def bit_generator(seed: NDArray[np.uint64]) -> BitGenerator:
+    """A new PCG64."""
+    return np.random.PCG64(_Seed(seed))  # type: ignore[arg-type]  # it is a seed sequence
 
 
 class Words:
-    """The random 64-bit words of B generators, in order; how many are drawn at a time makes no difference to them.
+    """The random 64-bit words of B worlds, in order; how many are drawn at a time makes no difference to them.
 
     Args:
-        rngs: B generators; nothing else may draw from them.
+        sources: B bit generators; nothing else may draw from them.
         ahead: how many takes of the same size to draw for at once; saves time where that many are coming.
     """
 
-    def __init__(self, rngs: Sequence[np.random.Generator], ahead: int = 1) -> None:
-        self.rngs, self._ahead = list(rngs), ahead
-        self._buffer, self._used = np.empty((len(self.rngs), 0), dtype=np.uint64), 0
+    def __init__(self, sources: Sequence[BitGenerator], ahead: int = 1) -> None:
+        self.sources, self._ahead = list(sources), ahead
+        self._buffer, self._used = np.empty((len(self.sources), 0), dtype=np.uint64), 0
 
     def take(self, n: int) -> NDArray[np.uint64]:
         """(B, n) the next words of every world."""
@@ -59,21 +63,21 @@ class Words:
     def _refill(self, n: int) -> None:
         rest = self._buffer[:, self._used :]
         size = n * max(1, min(self._ahead, MOST_AHEAD // max(n, 1)))
-        buffer = np.empty((len(self.rngs), size), dtype=np.uint64)
+        buffer = np.empty((len(self.sources), size), dtype=np.uint64)
         buffer[:, : rest.shape[1]] = rest
-        for row, rng in zip(buffer, self.rngs, strict=True):
-            row[rest.shape[1] :] = rng.bit_generator.random_raw(size - rest.shape[1])
+        for row, source in zip(buffer, self.sources, strict=True):
+            row[rest.shape[1] :] = source.random_raw(size - rest.shape[1])
         self._buffer, self._used = buffer, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Generators, and the words that were drawn ahead."""
-        states = [copy.deepcopy(rng.bit_generator.state) for rng in self.rngs]
-        return {"rngs": states, "rest": self._buffer[:, self._used :].copy()}
+        states = [copy.deepcopy(source.state) for source in self.sources]
+        return {"sources": states, "rest": self._buffer[:, self._used :].copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore."""
-        for rng, saved in zip(self.rngs, state["rngs"], strict=True):
-            rng.bit_generator.state = copy.deepcopy(saved)
+        for source, saved in zip(self.sources, state["sources"], strict=True):
+            source.state = copy.deepcopy(saved)
         self._buffer, self._used = state["rest"].copy(), 0
 
 
@@ -85,7 +89,7 @@ def uniforms(words: Words, size: int) -> FloatArray:
 def unit_noise(words: Words, size: int) -> FloatArray:
     """(B, size) float32 of mean 0 and variance 1, uniform on 65,536 equally spaced values.
 
-    >>> unit_noise(Words([np.random.default_rng(0)]), 3).shape
+    >>> unit_noise(Words([np.random.PCG64(0)]), 3).shape
     (1, 3)
     """
     noise = _sixteen_bits(words, size)
@@ -99,7 +103,7 @@ def normals(words: Words, size: int) -> FloatArray:
 
     Radius and angle take 65,536 values each, so no normal is beyond 4.9.
 
-    >>> normals(Words([np.random.default_rng(0)]), 3).shape
+    >>> normals(Words([np.random.PCG64(0)]), 3).shape
     (1, 3)
     """
     half = -(-size // 2)

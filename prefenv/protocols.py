@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from prefenv.noise import children
+from prefenv.noise import bit_generator, seeds
 from prefenv.types import Belief, Evaluation, FloatArray, Pairs, Pool, Preferences
 
 State = dict[str, Any]
@@ -129,8 +129,8 @@ class World:
     def reset(self, rng: np.random.Generator) -> None:
         """Begin an episode: each part gets a generator of its own, seeded from ``rng``."""
         self.episode = object()
-        for part, child in zip(self.parts(), children(rng, len(PART_NAMES)), strict=True):
-            part.reset(child)
+        for part, seed in zip(self.parts(), seeds(rng, len(PART_NAMES)), strict=True):
+            part.reset(np.random.Generator(bit_generator(seed)))
 
     def state_dict(self) -> State:
         """The states of all parts."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prefenv import spaces
 from prefenv.env import DEFAULT_ROUNDS, STATE_VERSION, Info, Observation, PrefAcquireEnv, require_same_maker
-from prefenv.noise import Words, children, uniforms
+from prefenv.noise import Words, bit_generator, seeds, uniforms
 from prefenv.oracles.bradley_terry import label_sign
 from prefenv.protocols import PART_NAMES, State, World
 from prefenv.synthetic.policy import Labels, Policies
@@ -161,8 +161,10 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
         self._spent, self._over = 0, False
         self._labels = np.zeros(self.num_envs, dtype=np.int64)
         self._judged = 0
-        source, oracle, posterior, _, evaluator = zip(
-            *(children(rng, len(PART_NAMES)) for rng in self._rngs), strict=True
+        rows = np.stack([seeds(rng, len(PART_NAMES)) for rng in self._rngs], axis=1)
+        source, oracle, posterior, evaluator = (
+            [bit_generator(row) for row in rows[PART_NAMES.index(name)]]
+            for name in ("source", "oracle", "posterior", "evaluator")  # the policy draws nothing
         )
         self._oracle = Words(oracle, self._rounds)
         self._sources.reset(source)

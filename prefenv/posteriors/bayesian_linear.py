@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random.bit_generator import BitGenerator
 from scipy.special import erfcx
 
 from prefenv.noise import Words, normals
@@ -111,11 +112,11 @@ class LinearBeliefs:
         self.n_samples, self._ahead = whole_number("n_samples", n_samples), ahead
         root = np.eye(d) * (prior_std / np.sqrt(d))
         self._prior = np.zeros((n_worlds, d)), np.broadcast_to(root, (n_worlds, d, d))
-        self.reset([np.random.default_rng() for _ in range(n_worlds)])
+        self.reset([np.random.PCG64() for _ in range(n_worlds)])
 
-    def reset(self, rngs: Sequence[np.random.Generator]) -> None:
+    def reset(self, sources: Sequence[BitGenerator]) -> None:
         """Back to the prior."""
-        self.words = Words(rngs, self._ahead)
+        self.words = Words(sources, self._ahead)
         mean, root = self._prior
         self.weight_mean: FloatArray = mean.copy()
         self.root: FloatArray = root.copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random.bit_generator import BitGenerator
 from scipy.special import expit
 
 from prefenv.noise import Words, normals
@@ -29,7 +30,7 @@ class _Heads:
     def __init__(self, embedding_size: int, n_heads: int, prior_std: float, rng: np.random.Generator) -> None:
         self.rng, self.size = rng, embedding_size
         self.scale = np.float32(PRIOR_GAIN * prior_std / np.sqrt(HIDDEN))
-        noise = normals(Words([rng]), n_heads * HIDDEN * (embedding_size + 1))[0]
+        noise = normals(Words([rng.bit_generator]), n_heads * HIDDEN * (embedding_size + 1))[0]
         cut = n_heads * HIDDEN * embedding_size
         self.inner = noise[:cut].reshape(n_heads, embedding_size, HIDDEN).copy()
         self.outer = noise[cut:].reshape(n_heads, HIDDEN, 1).copy()
@@ -76,11 +77,13 @@ class EnsembleBeliefs:
         self.embedding_size = whole_number("embedding_size", embedding_size)
         self.n_samples = whole_number("n_samples", n_samples, minimum=2)
         self.prior_std = prior_std
-        self.reset([np.random.default_rng() for _ in range(n_worlds)])
+        self.reset([np.random.PCG64() for _ in range(n_worlds)])
 
-    def reset(self, rngs: Sequence[np.random.Generator]) -> None:
+    def reset(self, sources: Sequence[BitGenerator]) -> None:
         """New heads, drawn from the prior."""
-        self._heads = [_Heads(self.embedding_size, self.n_samples, self.prior_std, rng) for rng in rngs]
+        self._heads = [
+            _Heads(self.embedding_size, self.n_samples, self.prior_std, np.random.Generator(s)) for s in sources
+        ]
 
     def mean(self, embedding: FloatArray) -> FloatArray:
         """(B, ...) mean over the heads for (B, ..., d) embeddings."""

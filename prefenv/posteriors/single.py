@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.random.bit_generator import BitGenerator
 
 from prefenv.protocols import State
 from prefenv.types import Belief, FloatArray, Pool, Preferences
@@ -14,7 +15,7 @@ from prefenv.types import Belief, FloatArray, Pool, Preferences
 class Beliefs(Protocol):
     """Beliefs about the rewards of B worlds, from the labels so far."""
 
-    def reset(self, rngs: Sequence[np.random.Generator]) -> None:
+    def reset(self, sources: Sequence[BitGenerator]) -> None:
         """Back to the prior."""
 
     def mean(self, embedding: FloatArray) -> FloatArray:
@@ -44,7 +45,7 @@ class SinglePosterior:
 
     def reset(self, rng: np.random.Generator) -> None:
         """Back to the prior."""
-        self.beliefs.reset([rng])
+        self.beliefs.reset([rng.bit_generator])
 
     def mean(self, embedding: FloatArray) -> FloatArray:
         """(...,) float64 posterior mean of the reward for (..., d) embeddings."""

@@ -76,14 +76,14 @@ class PromptResponses:
     Attributes:
         features: (B, n, G, D) of all responses.
         logit: (B, n, G) of the reference.
-        candidate_logit: (B, n, m) of the candidates.
-        candidate_length: (B, n, m) of the candidates, in units of the median.
+        generator: (B, n, m) which of the G each candidate is.
+        length: (B, n, m) of the candidates, in units of the median.
     """
 
     features: FloatArray
     logit: FloatArray
-    candidate_logit: FloatArray
-    candidate_length: FloatArray
+    generator: IntArray
+    length: FloatArray
 
 
 class Policies:
@@ -134,8 +134,9 @@ class Policies:
         logprob = log_softmax(logit)
         normaliser = (logit - logprob)[..., :1]  # (B, n, 1), the same for all G
         mean = (np.exp(logprob)[..., None] * responses.features).sum(axis=2, keepdims=True)  # (B, n, 1, D)
-        own = responses.candidate_logit + np.einsum("bnmd,bd->bnm", features, theta) - normaliser
-        length = responses.candidate_length
+        logit = np.take_along_axis(responses.logit, responses.generator, axis=2)
+        own = logit + np.einsum("bnmd,bd->bnm", features, theta) - normaliser
+        length = responses.length
         direction = (features - mean) / length[..., None]
         return labels.difference(own / length), labels.difference(direction)
 

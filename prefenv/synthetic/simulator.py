@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random.bit_generator import BitGenerator
 
 from prefenv.evaluation.win_rate import Z_95, chance_to_beat
-from prefenv.noise import Words, children, unit_noise
+from prefenv.noise import SEED_WORDS, Words, bit_generator, unit_noise
 from prefenv.oracles.bradley_terry import label_chances, label_sign
 from prefenv.posteriors.bayesian_linear import LinearBeliefs
 from prefenv.posteriors.ensemble import EnsembleBeliefs
@@ -24,7 +25,6 @@ from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.story import (
     LOG_LENGTH_MEAN,
     LOG_LENGTH_STD,
-    Generators,
     Hidden,
     draw_held_out,
     draw_hidden,
@@ -103,9 +103,9 @@ class Sources:
     def __init__(self, settings: SyntheticSettings, policies: Policies, ahead: int = 1) -> None:
         self._settings, self._policies, self._ahead = settings, policies, ahead
 
-    def reset(self, rngs: Generators) -> None:
+    def reset(self, sources: Sequence[BitGenerator]) -> None:
         """A new hidden truth for each."""
-        self.words = Words(rngs, self._ahead)
+        self.words = Words(sources, self._ahead)
         self.hidden: Hidden = draw_hidden(self._settings, self.words)
 
     def draw(self) -> Pools:
@@ -137,7 +137,7 @@ class Sources:
             generator=generator,
             features=features,
             reward=reward,
-            responses=PromptResponses(responses.features, responses.logit, take(responses.logit), relative_length),
+            responses=PromptResponses(responses.features, responses.logit, generator, relative_length),
         )
 
     def _choose(self, logprob: FloatArray, noise: FloatArray) -> IntArray:
@@ -177,16 +177,16 @@ class Evaluators:
         self._pair_embedding, self._pair_truth = array(2, e, d), array(e)
         self._ratio, self._prob = array(g, e), array(g, e)
 
-    def reset(self, rngs: Generators) -> None:
+    def reset(self, sources: Sequence[BitGenerator]) -> None:
         """New held-out prompts. The sources must have been reset before, for they make the hidden truth."""
-        for start in range(0, len(rngs), CHUNK):
-            self._fill(slice(start, start + CHUNK), rngs[start : start + CHUNK])
+        for start in range(0, len(sources), CHUNK):
+            self._fill(slice(start, start + CHUNK), sources[start : start + CHUNK])
 
-    def _fill(self, worlds: slice, rngs: Generators) -> None:
+    def _fill(self, worlds: slice, sources: Sequence[BitGenerator]) -> None:
         settings, hidden = self._settings, self._sources.hidden[worlds]
-        e, g, b = settings.n_eval_prompts, settings.n_generators, len(rngs)
+        e, g, b = settings.n_eval_prompts, settings.n_generators, len(sources)
         size, pairs = noise_size(settings, e), 2 * e * (settings.embedding_size + 1)
-        noise = unit_noise(Words(rngs), size + pairs)
+        noise = unit_noise(Words(sources), size + pairs)
         features, logit = draw_held_out(settings, hidden, e, noise[:, :size])
         self._features[worlds] = features
         logit -= logit.max(axis=1, keepdims=True)
@@ -311,10 +311,14 @@ def expected_gain(
     return np.asarray(step * gap(project(features, gradient)))
 
 
-def start_beliefs(settings: SyntheticSettings, hidden: Hidden, rngs: Generators, beliefs: Beliefs) -> None:
+def start_beliefs(
+    settings: SyntheticSettings, hidden: Hidden, sources: Sequence[BitGenerator], beliefs: Beliefs
+) -> None:
     """Put beliefs back to where an episode starts: the prior, or what ``warm_labels`` labels make of it."""
-    words = Words([children(rng, 1)[0] for rng in rngs]) if settings.warm_labels else None
-    beliefs.reset(rngs)
+    words = (
+        Words([bit_generator(source.random_raw(SEED_WORDS)) for source in sources]) if settings.warm_labels else None
+    )
+    beliefs.reset(sources)
     if words is not None:
         _warm(settings, hidden, words, beliefs)
 

@@ -116,7 +116,7 @@ def _without(vectors: FloatArray, direction: FloatArray) -> FloatArray:
 
 def draw_hidden(settings: SyntheticSettings, words: Words) -> Hidden:
     """The hidden side of B new episodes."""
-    b, g, d = len(words.rngs), settings.n_generators, settings.embedding_size
+    b, g, d = len(words.sources), settings.n_generators, settings.embedding_size
     noise = normals(words, 4 * (d + 1) + g * (d + 3))
     directions, rest = noise[:, : 4 * (d + 1)].reshape(b, 4, d + 1), noise[:, 4 * (d + 1) :]
     share = settings.misspecification

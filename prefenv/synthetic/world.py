@@ -55,7 +55,7 @@ class SyntheticSource:
     def reset(self, rng: np.random.Generator) -> None:
         """A new hidden truth."""
         self._n_drawn = 0
-        self.sources.reset([rng])
+        self.sources.reset([rng.bit_generator])
 
     def draw(self) -> SyntheticPool:
         """The next n prompts."""
@@ -93,7 +93,7 @@ class SyntheticPosterior(SinglePosterior):
 
     def reset(self, rng: np.random.Generator) -> None:
         """Back to the start. The source must have been reset before, for it makes the hidden truth."""
-        start_beliefs(self._settings, self._sources.hidden, [rng], self.beliefs)
+        start_beliefs(self._settings, self._sources.hidden, [rng.bit_generator], self.beliefs)
 
 
 class LogLinearPolicy:
@@ -135,7 +135,7 @@ class SyntheticEvaluator:
 
     def reset(self, rng: np.random.Generator) -> None:
         """New held-out prompts. The source must have been reset before, for it makes the hidden truth."""
-        self.evaluators.reset([rng])
+        self.evaluators.reset([rng.bit_generator])
 
     def evaluate(self, posterior: RewardPosterior) -> Evaluation:
         """Exact win rates, capability less the reference's (in standard deviations of a response), exact KL."""

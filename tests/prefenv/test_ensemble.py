@@ -13,7 +13,7 @@ from tests.conftest import make_pool
 
 def beliefs(n_worlds=1, d=3, heads=24, prior_std=2.0, seed=0):
     made = EnsembleBeliefs(n_worlds, d, heads, prior_std)
-    made.reset([np.random.default_rng([seed, b]) for b in range(n_worlds)])
+    made.reset([np.random.PCG64([seed, b]) for b in range(n_worlds)])
     return made
 
 
@@ -88,7 +88,7 @@ def test_worlds_are_independent_and_equal_embeddings_are_no_label():
     together.absorb(chosen, rejected)
     for b, keep in enumerate((slice(None), [0, 1, 3])):
         alone = EnsembleBeliefs(1, 3, 24, 2.0)
-        alone.reset([np.random.default_rng([0, b])])
+        alone.reset([np.random.PCG64([0, b])])
         alone.absorb(chosen[b : b + 1, keep], rejected[b : b + 1, keep])
         np.testing.assert_array_equal(alone.mean(chosen[b : b + 1]), together.mean(chosen)[b : b + 1])
     before = together.mean(chosen)

@@ -137,7 +137,7 @@ def test_warm_labels_follow_the_oracles_noise():
 
 def drawn_story(n=50, **settings):
     settings_ = SyntheticSettings(**settings)
-    words = Words([np.random.default_rng(0)])
+    words = Words([np.random.PCG64(0)])
     hidden = draw_hidden(settings_, words)
     responses = draw_responses(settings_, hidden, n, unit_noise(words, noise_size(settings_, n)))
     return hidden, responses.features[0].astype(np.float64), responses.logit[0].astype(np.float64)
@@ -361,11 +361,12 @@ def test_posterior_accuracy_goes_round_through_all_pairs_of_generators():
 
 def test_parts_draw_from_streams_of_their_own():
     world = fresh()
-    generators = [world.source.sources.words.rngs[0], world.oracle._rng, world.posterior.beliefs.words.rngs[0]]
-    streams = [rng.random(4).tolist() for rng in generators]
+    words = [world.source.sources.words, world.posterior.beliefs.words]
+    sources = [w.sources[0] for w in words] + [world.oracle._rng.bit_generator]
+    streams = [source.random_raw(4).tolist() for source in sources]
     assert len({tuple(stream) for stream in streams}) == 3
     other = fresh(seed=1)
-    assert other.oracle._rng.random(4).tolist() != streams[1]
+    assert other.oracle._rng.bit_generator.random_raw(4).tolist() != streams[2]
     noise = held_out(fresh())[0] - hidden_of(fresh()).generator_mean[0]
     drawn = fresh().source.draw()
     drawn_noise = drawn.features - hidden_of(fresh()).generator_mean[0][drawn.generator]
