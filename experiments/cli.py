@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: th
 
 import agents
 import prefenv
+from experiments.calibrate import CalibrateConfig, calibrate
 from experiments.compare import CompareConfig, compare
 from experiments.train import TrainConfig, train
 
@@ -31,6 +32,7 @@ class WorldsConfig:
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[CalibrateConfig, tyro.conf.subcommand("calibrate")]
     | Annotated[AgentsConfig, tyro.conf.subcommand("agents")]
     | Annotated[WorldsConfig, tyro.conf.subcommand("worlds")]
 )
@@ -59,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if isinstance(config, CompareConfig):
             return compare(config)
+        if isinstance(config, CalibrateConfig):
+            return calibrate(config)
         if isinstance(config, TrainConfig):
             weights = train(config)
             print(f"weights: {weights}\ncompare: prefenv compare --agents random ppo --ppo-weights {weights}")

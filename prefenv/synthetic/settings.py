@@ -110,9 +110,24 @@ class SyntheticSettings:
 
 PRESETS: dict[str, SyntheticSettings] = {
     "synthetic": SyntheticSettings(),
-    "active-ultrafeedback": SyntheticSettings(n_prompts=32, n_candidates=30, n_generators=30, warm_labels=200),
+    "active-ultrafeedback": SyntheticSettings(  # docs/calibration.md has the reasons and what else was tried
+        n_prompts=20,  # 200 labels in ten rounds
+        n_candidates=30,  # a response of each of 30 generators to every prompt
+        n_generators=30,
+        embedding_size=80,  # features of a reward model: many, for the labels there are
+        style_spread=1.2,  # a generator's responses are more like one another than like those of others
+        learning_rate=0.01,  # the policy stays far from what its labels would support
+        warm_labels=2000,  # the posterior starts from a reward model that was trained already
+    ),
     "on-policy": SyntheticSettings(
-        n_prompts=16, n_candidates=2, skill_spread=0.0, style_spread=0.0, on_policy=True, capability_conflict=0.8
+        n_prompts=64,  # for 16 labels a round: prompts have to be chosen
+        n_candidates=2,
+        n_generators=16,  # samples of one model, so without skill or style of their own
+        skill_spread=0.0,
+        style_spread=0.0,
+        on_policy=True,
+        reference_strength=1.0,  # the model prefers good responses before any label
+        capability_conflict=0.8,  # what labels reward costs capability
     ),
 }
 """World key → settings. ``synthetic`` is the default preset."""
