@@ -35,6 +35,7 @@ from prefenv.synthetic.story import (
 )
 from prefenv.types import FloatArray, IntArray
 
+WARM_CHUNK = 64  # warm labels that are drawn together: thousands of all worlds would not fit
 CHUNK = 32  # worlds whose held-out prompts are drawn together: their arrays stay in the cache
 
 
@@ -320,12 +321,13 @@ def start_beliefs(
     )
     beliefs.reset(sources)
     if words is not None:
-        _warm(settings, hidden, words, beliefs)
+        for start in range(0, settings.warm_labels, WARM_CHUNK):
+            _warm(settings, hidden, words, beliefs, min(WARM_CHUNK, settings.warm_labels - start))
 
 
-def _warm(settings: SyntheticSettings, hidden: Hidden, words: Words, beliefs: Beliefs) -> None:
-    """Teach labels of pairs of different generators drawn alike, on prompts of their own."""
-    w, b, size = settings.warm_labels, len(hidden.reward), settings.embedding_size + 1
+def _warm(settings: SyntheticSettings, hidden: Hidden, words: Words, beliefs: Beliefs, w: int) -> None:
+    """Teach w labels of pairs of different generators drawn alike, on prompts of their own."""
+    b, size = len(hidden.reward), settings.embedding_size + 1
     noise = unit_noise(words, w * (2 * size + 3)).reshape(b, w, 2 * size + 3)
     share = np.clip(noise[..., -3:] / np.float32(np.sqrt(12)) + np.float32(0.5), 0.0, 1 - 2.0**-17)
     first = (share[..., 0] * settings.n_generators).astype(np.int64)
