@@ -338,7 +338,7 @@ def _warm(settings: SyntheticSettings, hidden: Hidden, words: Words, beliefs: Be
     gap = reward[..., 0] - reward[..., 1]
     sign = label_sign(gap, share[..., 2], settings.oracle_temperature, settings.oracle_tie, settings.oracle_flip)
     chosen, rejected = (np.where(sign[..., None] == s, features[..., 0, :-1], features[..., 1, :-1]) for s in (1, -1))
-    beliefs.absorb(chosen, np.where(sign[..., None] == 0, chosen, rejected))
+    beliefs.absorb(chosen, rejected)  # of a tie both are the second
 
 
 def make_beliefs(settings: SyntheticSettings, n_worlds: int, ahead: int = 1) -> Beliefs:

@@ -80,6 +80,38 @@ def test_memory_is_bounded():
     assert made._heads[0].weights.shape == (24, MEMORY)
 
 
+def test_the_latest_labels_are_remembered():
+    made = beliefs(d=1)
+    for index in range(MEMORY + 40):
+        made.absorb(np.full((1, 1, 1), index + 1.0), np.zeros((1, 1, 1)))
+    assert made._heads[0].memory[0, :, 0].tolist() == list(np.arange(41.0, MEMORY + 41))
+
+
+def test_a_step_is_down_the_gradient_of_the_anchored_weighted_loss(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr("prefenv.posteriors.ensemble.STEPS", 1)
+    heads, rng = beliefs(heads=4)._heads[0], np.random.default_rng(0)
+    heads.inner = heads.inner + 0.1 * rng.standard_normal(heads.inner.shape).astype(np.float32)
+    heads.outer = heads.outer + 0.1 * rng.standard_normal(heads.outer.shape).astype(np.float32)
+    inner, outer = (torch.tensor(array.astype(np.float64), requires_grad=True) for array in (heads.inner, heads.outer))
+    anchors = [torch.tensor(anchor.astype(np.float64)) for anchor in heads.anchors]
+    chosen, rejected = rng.standard_normal((2, 7, 3))
+    heads.learn(chosen, rejected)
+
+    def output(x):
+        hidden = torch.tanh(torch.tensor(x) / np.sqrt(3) @ inner)
+        return float(heads.scale) * (hidden @ outer)[..., 0]
+
+    weights = torch.tensor(heads.weights.astype(np.float64))
+    loss = -(weights * torch.nn.functional.logsigmoid(output(chosen) - output(rejected))).sum()
+    loss = loss + ((inner - anchors[0]) ** 2).sum() / 2 + ((outer - anchors[1]) ** 2).sum() / 2
+    loss.backward()
+    step = 1 / (1 + 7 * heads.scale**2 * 16 / 4)
+    np.testing.assert_allclose(heads.inner, (inner - step * inner.grad).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(heads.outer, (outer - step * outer.grad).detach().numpy(), atol=1e-5)
+    assert heads.weights.std() > 0.3  # a bootstrap of its own for each head
+
+
 def test_worlds_are_independent_and_equal_embeddings_are_no_label():
     rng = np.random.default_rng(0)
     chosen, rejected = (x.reshape(2, 4, 3) for x in labels(8, rng, np.ones(3)))

@@ -61,6 +61,8 @@ def test_the_smallest_and_largest_words_make_finite_numbers():
         for kind in (normals, unit_noise, uniforms):
             assert np.all(np.isfinite(kind(Words([Fixed(word)]), 8)))
         assert 0 <= uniforms(Words([Fixed(word)]), 1)[0, 0] < 1
+    low, high = (unit_noise(Words([Fixed(word)]), 1)[0, 0] for word in (0, 2**64 - 1))
+    assert low == -high
 
 
 def test_state_goes_round_with_words_drawn_ahead():

@@ -41,6 +41,11 @@ class TestOracle:
         with pytest.raises(ValueError, match="infinite"), np.errstate(over="ignore"):
             self.compare(1.0, gap)
 
+    def test_padding_may_have_any_reward(self):
+        oracle = BradleyTerryOracle(lambda _: np.array([[1.0, 2.0, np.nan]]), 1.0)
+        pool = make_pool(np.array([[True, True, False]]), np.random.default_rng(0))
+        assert oracle.score(pool).tolist() == [[1.0, 2.0, 0.0]]
+
     def test_negative_temperature(self):
         with pytest.raises(ValueError, match="temperature=-1"):
             BradleyTerryOracle(first_coordinate, -1)

@@ -16,7 +16,8 @@ from prefenv.evaluation.win_rate import preference_prob
 from prefenv.noise import Words, unit_noise
 from prefenv.oracles.bradley_terry import label_chances
 from prefenv.synthetic.settings import SyntheticSettings
-from prefenv.synthetic.story import draw_hidden, draw_responses, noise_size
+from prefenv.synthetic.simulator import start_beliefs
+from prefenv.synthetic.story import draw_hidden, draw_pairs, draw_responses, noise_size
 from prefenv.synthetic.world import make_synthetic_world
 from prefenv.types import Pairs, Preferences
 
@@ -82,6 +83,7 @@ def test_win_rate_interval_is_that_of_the_prompts():
     beats = (expit(reward[:, :, None] - reward[:, None, :]) * reference[:, None, :]).sum(axis=2)
     wins = (policy_prob(world, features, reference) * beats).sum(axis=1)
     rate = world.evaluator.evaluate(world.posterior).win_rate
+    assert rate.n == 7
     assert rate.high - rate.mean == pytest.approx(1.959964 * wins.std(ddof=1) / np.sqrt(7), rel=1e-4)
     assert rate.mean - rate.low == pytest.approx(1.959964 * wins.std(ddof=1) / np.sqrt(7), rel=1e-4)
 
@@ -135,6 +137,70 @@ def test_warm_labels_follow_the_oracles_noise():
     assert ties.evaluator.evaluate(ties.posterior).posterior_accuracy == 0.5
 
 
+class TestWarmStart:
+    """What the posterior is taught before an episode."""
+
+    def taught(self, monkeypatch, w=4000, **settings):
+        settings_, pairs, labels = SyntheticSettings(warm_labels=w, **settings), [], []
+        words = Words([np.random.PCG64(0)])
+        hidden = draw_hidden(settings_, words)
+
+        def spy(hidden, generator, noise):
+            pairs.append((generator[0], draw_pairs(hidden, generator, noise)[0]))
+            return pairs[-1][1][None]
+
+        class Listener:
+            def reset(self, sources):
+                pass
+
+            def absorb(self, chosen, rejected):
+                labels.append((chosen[0].copy(), rejected[0].copy()))
+
+        monkeypatch.setattr("prefenv.synthetic.simulator.draw_pairs", spy)
+        start_beliefs(settings_, hidden, [np.random.PCG64(1)], Listener())
+        generator, features = (np.concatenate(column) for column in zip(*pairs, strict=True))
+        chosen, rejected = (np.concatenate(column) for column in zip(*labels, strict=True))
+        first_wins = np.all(chosen == features[:, 0, :-1], axis=1)
+        second_wins = np.all(rejected == features[:, 0, :-1], axis=1)
+        assert np.all(chosen[first_wins] != rejected[first_wins])
+        gap = (features[:, 0] - features[:, 1]) @ hidden.reward[0]
+        return generator, first_wins, second_wins, gap
+
+    def test_pairs_are_of_different_generators_drawn_alike(self, monkeypatch):
+        generator, *_ = self.taught(monkeypatch, n_generators=5)
+        table = np.zeros((5, 5))
+        np.add.at(table, tuple(generator.T), 1)
+        assert np.all(np.diag(table) == 0)
+        assert table[~np.eye(5, dtype=bool)] == pytest.approx(4000 / 20, abs=60)  # 4 std
+
+    def test_labels_go_by_the_reward_and_by_nothing_else(self, monkeypatch):
+        _, first_wins, second_wins, gap = self.taught(monkeypatch, reward_scale=50.0)
+        assert (first_wins == (gap > 0)).mean() > 0.97
+        assert np.all(first_wins ^ second_wins)
+        generator, first_wins, _, gap = self.taught(monkeypatch, reward_scale=0.01)
+        for cause in (gap, generator[:, 0], generator[:, 1]):
+            assert abs(np.corrcoef(first_wins, cause)[0, 1]) < 0.08
+
+    def test_ties_teach_nothing(self, monkeypatch):
+        _, first_wins, second_wins, gap = self.taught(monkeypatch, oracle_tie=1.0, reward_scale=1.0)
+        assert first_wins.mean() == pytest.approx(expit(gap - 1.0).mean(), abs=0.03)
+        assert second_wins.mean() == pytest.approx(expit(-gap - 1.0).mean(), abs=0.03)
+        assert not np.any(first_wins & second_wins)
+
+    def test_all_labels_come(self, monkeypatch):
+        for w in (1, 64, 65, 200):
+            assert len(self.taught(monkeypatch, w=w)[1]) == w
+
+
+def test_held_out_pairs_have_their_generators_consistency():
+    world = fresh(n_eval_prompts=6000, n_generators=3, n_candidates=2, consistency_spread=1.0, embedding_size=2)
+    hidden, embedding = hidden_of(world), world.evaluator.evaluators._pair_embedding[0]
+    for side, generators in ((0, (0, 0, 1)), (1, (1, 2, 2))):
+        for place, generator in enumerate(generators):
+            spread = embedding[side, place::3].std(axis=0)
+            np.testing.assert_allclose(spread, hidden.consistency[0, generator], rtol=0.06)
+
+
 def drawn_story(n=50, **settings):
     settings_ = SyntheticSettings(**settings)
     words = Words([np.random.PCG64(0)])
@@ -148,6 +214,9 @@ def test_story_has_the_directions_it_promises():
     for name in ("reward", "capability", "length", "taste"):
         assert np.linalg.norm(getattr(hidden, name)) == pytest.approx(1.0, abs=1e-5), name
     assert hidden.reward[0, -1] ** 2 == pytest.approx(0.3, abs=1e-6)
+    rest = hidden.capability[0] + 0.6 * hidden.reward[0]  # what it has of its own
+    own = np.array([hidden.reward[0], rest / np.linalg.norm(rest), hidden.length[0], hidden.taste[0]])
+    assert np.abs(own @ own.T - np.eye(4)).max() < 0.9  # none is another one
     assert (hidden.capability * hidden.reward).sum() == pytest.approx(-0.6, abs=1e-5)
 
 
@@ -161,6 +230,7 @@ def test_story_has_the_spreads_it_promises():
     style = hidden.generator_mean[0] - skill[:, None] * hidden.reward[0]
     assert np.sqrt((style**2).sum(axis=1).mean() / 8) == pytest.approx(0.5, rel=0.05)  # 9 numbers less 1 direction
     assert np.log(hidden.consistency).std() == pytest.approx(0.4, rel=0.1)
+    assert abs(np.corrcoef(hidden.consistency[0], skill)[0, 1]) < 0.2
     noise = (features - hidden.generator_mean[0]) / hidden.consistency[0][:, None]
     np.testing.assert_allclose(noise.std(axis=(0, 1)), 1.0, rtol=0.02)
     np.testing.assert_allclose(noise.mean(axis=(0, 1)), 0.0, atol=0.02)
@@ -249,7 +319,8 @@ def test_every_setting_changes_something(name):
         {"reward_scale": float("inf")}, {"on_policy": "yes"}, {"n_samples": 2.0}, {"loss": "sigmoid"},
         {"posterior": "laplace"}, {"oracle_flip": 1.1}, {"oracle_tie": -0.1}, {"warm_labels": -1},
         {"consistency_spread": -1.0}, {"style_bias": float("inf")}, {"reference_strength": float("nan")},
-        {"n_samples": 1, "posterior": "ensemble"},
+        {"n_samples": 1, "posterior": "ensemble"}, {"style_spread": -1.0}, {"skill_spread": -1.0},
+        {"reference_spread": -1.0}, {"n_eval_prompts": 0}, {"n_generators": 0, "n_candidates": 2},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_named(wrong):

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import agents
 import prefenv
+from prefenv.synthetic.simulator import CHUNK
 from prefenv.vector import PrefAcquireVectorEnv
 
 B = 5
@@ -33,6 +34,7 @@ KINDS = {
     "ties and SimPO": {"world": prefenv.world_settings("synthetic", oracle_tie=1.0, loss="simpo")},
     "everything": {"world": EVERYTHING, "privileged": True},
     "one round": {"n_prompts": 4, "budget": 3},
+    "hardly any label": {"world": prefenv.world_settings("synthetic", n_prompts=1, oracle_tie=3.0)},
 }
 
 
@@ -57,6 +59,14 @@ def test_walks_exactly_like_single_environments(kind):
         ours, theirs = one.step(actions), other.step(actions)
         assert data_equivalence(ours, theirs, exact=True)
         assert one.observation_space.contains(ours[0])
+
+
+def test_more_worlds_than_are_drawn_together():
+    sizes = {"n_prompts": 1, "budget": 2, "num_envs": CHUNK + 3}
+    one, other = (gym.make_vec("PrefAcquire-v0", vectorization_mode=mode, **sizes) for mode in (None, "sync"))
+    assert data_equivalence(one.reset(seed=0), other.reset(seed=0), exact=True)
+    actions = one.action_space.sample()
+    assert data_equivalence(one.step(actions), other.step(actions), exact=True)
 
 
 @pytest.mark.parametrize("key", ["drts", "random", "oracle-greedy"])
@@ -184,7 +194,11 @@ def test_a_state_of_another_environment_is_refused():
         envs.state_dict()
     envs.reset(seed=0)
     state = envs.state_dict()
-    for name, changed in {"num_envs": {"num_envs": 3}, "budget": {"budget": 9}, "settings": {"n_prompts": 3}}.items():
+    different = {
+        "num_envs": {"num_envs": 3}, "budget": {"budget": 9}, "settings": {"n_prompts": 3},
+        "privileged": {"privileged": True},
+    }  # fmt: skip
+    for name, changed in different.items():
         other = gym.make_vec("PrefAcquire-v0", **{"num_envs": 2} | changed).unwrapped
         with pytest.raises(ValueError, match=name):
             other.load_state_dict(state)
@@ -233,6 +247,11 @@ def test_other_forms_and_wrappers_use_gymnasiums_own_vectors():
 
 def test_every_world_knows_its_alias_and_presets_are_frozen():
     assert prefenv.make_world("default").name == "synthetic"
+    for key in prefenv.WORLDS:
+        if key != "llm":
+            assert prefenv.make_world(key).name == key
+    with pytest.raises(ValueError, match="did you mean 'synthetic'"):
+        prefenv.make_world("synth")
     settings = prefenv.world_settings("on-policy", n_prompts=3)
     assert settings.on_policy
     assert settings.n_prompts == 3

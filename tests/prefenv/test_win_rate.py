@@ -19,7 +19,9 @@ def test_chance_to_beat_is_the_sum_over_all_opponents(temperature, axis):
     gap = r[..., :, None] - r[..., None, :]
     wins = 0.5 + 0.5 * np.sign(gap) if temperature < 1e-30 else expit(gap / temperature)
     np.testing.assert_allclose(beats, (wins * p[..., None, :]).sum(axis=-1), atol=1e-12)
-    assert chance_to_beat(reward.astype(np.float32), prob.astype(np.float32), temperature).dtype == np.float32
+    single = chance_to_beat(reward.astype(np.float32), prob.astype(np.float32), temperature, axis=axis)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(np.moveaxis(single, axis, -1), beats, atol=1e-6)
 
 
 def test_noiseless_judge_counts_ties_half():
