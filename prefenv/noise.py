@@ -44,11 +44,16 @@ class Words:
     """The random 64-bit words of B worlds, in order; how many are drawn at a time makes no difference to them.
 
     Args:
-        sources: B bit generators; nothing else may draw from them.
+        sources: B bit generators of 64-bit words, such as PCG64; nothing else may draw from them.
         ahead: how many takes of the same size to draw for at once; saves time where that many are coming.
+
+    Raises:
+        ValueError: a bit generator of 32-bit words.
     """
 
     def __init__(self, sources: Sequence[BitGenerator], ahead: int = 1) -> None:
+        if any(isinstance(source, np.random.MT19937) for source in sources):
+            raise ValueError("MT19937 has words of 32 bits: use np.random.default_rng")
         self.sources, self._ahead = list(sources), ahead
         self._buffer, self._used = np.empty((len(self.sources), 0), dtype=np.uint64), 0
 

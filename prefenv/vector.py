@@ -105,7 +105,8 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
     def __init__(
         self, settings: SyntheticSettings, num_envs: int, budget: int | None = None, privileged: bool = False
     ) -> None:
-        self.settings, self.num_envs, self.privileged = settings, num_envs, bool(privileged)
+        self.settings, self.privileged = settings, bool(privileged)
+        self.num_envs = whole_number("num_envs", num_envs)
         n, m = settings.n_prompts, settings.n_candidates
         self.budget = DEFAULT_ROUNDS * n if budget is None else whole_number("budget", budget)
         self.single_action_space = spaces.per_prompt_space(n, m)
@@ -142,18 +143,24 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
             raise ValueError(
                 "reset_mask: these worlds walk in step and are reset together; use vectorization_mode='sync'"
             )
-        seeds = [seed + b for b in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
-        self._seed(list(seeds) if seeds is not None else [None] * self.num_envs)
+        if seed is None:
+            given: list[int | None] = [None] * self.num_envs
+        elif isinstance(seed, (int, np.integer)):
+            given = [int(seed) + b for b in range(self.num_envs)]
+        else:
+            given = [value if value is None else int(value) for value in seed]
+        self._seed(given)
         return self._begin()
 
     def _seed(self, seeds: list[int | None]) -> None:
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
-        if self._rngs is None:
-            self._rngs, self._seeds = map(list, zip(*(seeding.np_random(None) for _ in seeds), strict=True))  # type: ignore[assignment]
-        for b, value in enumerate(seeds):
-            if value is not None:
-                self._rngs[b], self._seeds[b] = seeding.np_random(value)
+        before = [(None, None)] * self.num_envs if self._rngs is None else zip(self._rngs, self._seeds, strict=True)
+        made = [  # all of them before any is used: a wrong seed changes nothing
+            (rng, known) if value is None and rng is not None else seeding.np_random(value)
+            for value, (rng, known) in zip(seeds, before, strict=True)
+        ]
+        self._rngs, self._seeds = [rng for rng, _ in made], [known for _, known in made]
 
     def _begin(self) -> tuple[Observation, Info]:
         assert self._rngs is not None
@@ -303,8 +310,7 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
             "judged": np.full(b, self._judged),
             "seconds": seconds,
         }
-        every = np.ones(b, dtype=np.bool_)
-        return {f"_{name}": every for name in info if not name.startswith("_")} | info
+        return {f"_{name}": np.ones(b, dtype=np.bool_) for name in info if not name.startswith("_")} | info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(B, n · P) bool, all True: the simulator's pools have no missing candidates."""
@@ -345,6 +351,7 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
             "oracle": self._oracle.state_dict(),
             "kept": copy.deepcopy(kept),
             "counts": (self._spent, self._judged, self._over),
+            "seeds": list(self._seeds),
         }
 
     def _parts(self) -> tuple[_Saved, ...]:
@@ -367,6 +374,7 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
         self._oracle.load_state_dict(state["oracle"])
         self._pools, self._belief, self._evaluations, self._labels = copy.deepcopy(state["kept"])
         self._spent, self._judged, self._over = state["counts"]
+        self._seeds = list(state["seeds"])
 
 
 class _Saved(Protocol):

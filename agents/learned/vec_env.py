@@ -52,6 +52,7 @@ class SB3VecEnv(VecEnv):
         observation, info = self.envs.reset(seed=seeds)  # type: ignore[arg-type]  # a list is what vector environments take
         self.reset_infos = self._rows(info)
         self._reset_seeds()
+        self._reset_options()
         self._begin()
         return self._observe(observation)
 
@@ -92,15 +93,17 @@ class SB3VecEnv(VecEnv):
         """The numbers of ``info``, a dict for each environment."""
         names = [name for name, value in info.items() if not name.startswith("_") and np.ndim(value) == 1]
         columns = {name: info[name].tolist() for name in names if info[name].dtype != object}
-        return [{name: column[b] for name, column in columns.items()} for b in range(self.num_envs)]
+        there = {name: info.get(f"_{name}", np.ones(self.num_envs, dtype=np.bool_)) for name in columns}
+        return [{name: column[b] for name, column in columns.items() if there[name][b]} for b in range(self.num_envs)]
 
     def close(self) -> None:
         """Close the environments."""
         self.envs.close()
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """The vector environment's attribute, once for each environment asked for."""
-        value = getattr(self.envs.unwrapped, attr_name)
+        """The vector environment's attribute, once for each environment asked for; spaces are those of one."""
+        name = f"single_{attr_name}" if attr_name in ("action_space", "observation_space") else attr_name
+        value = getattr(self.envs.unwrapped, name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:

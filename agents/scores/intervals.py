@@ -12,8 +12,8 @@ from prefenv.spaces import pair_table
 
 def _bounds(observation: Observation, width: float) -> tuple[FloatArray, FloatArray]:
     """Lower and upper bound, (..., n, m) float64 each."""
-    if not width >= 0:
-        raise ValueError(f"width={width} standard deviations must be 0 or more")
+    if not 0 <= width < np.inf:
+        raise ValueError(f"width={width} standard deviations must be 0 or more, and finite")
     mean = np.asarray(observation["reward_mean"], dtype=np.float64)
     half = width * np.asarray(observation["reward_std"], dtype=np.float64)
     return mean - half, mean + half

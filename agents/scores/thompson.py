@@ -99,8 +99,8 @@ def _interval_draws(
     observation: Observation, rng: np.random.Generator, width: float, redraws: int
 ) -> tuple[FloatArray, FloatArray]:
     """Draws (..., n, 1 + redraws, m), each uniform in its candidate's interval, and noise (..., n, 3, m)."""
-    if not width >= 0:
-        raise ValueError(f"width={width} standard deviations must be 0 or more")
+    if not 0 <= width < np.inf:
+        raise ValueError(f"width={width} standard deviations must be 0 or more, and finite")
     mean = np.asarray(observation["reward_mean"], dtype=np.float64)
     std = np.asarray(observation["reward_std"], dtype=np.float64)
     noise = rng.random((*mean.shape[:-1], 1 + redraws + 3, mean.shape[-1]))

@@ -122,9 +122,10 @@ class LinearBeliefs:
         self.root: FloatArray = root.copy()
 
     def mean(self, embedding: FloatArray) -> FloatArray:
-        """(B, ...) for (B, ..., d) embeddings, of their dtype."""
-        flat = embedding.reshape(len(embedding), -1, embedding.shape[-1])
-        return np.matmul(flat, self.weight_mean.astype(embedding.dtype)[..., None]).reshape(embedding.shape[:-1])
+        """(B, ...) for (B, ..., d) embeddings, of their dtype (float64 for whole numbers)."""
+        dtype = np.result_type(embedding.dtype, np.float32)
+        flat = embedding.reshape(len(embedding), -1, embedding.shape[-1]).astype(dtype, copy=False)
+        return np.matmul(flat, self.weight_mean.astype(dtype)[..., None]).reshape(embedding.shape[:-1])
 
     def predict(self, embedding: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Mean (B, n, m), standard deviation (B, n, m) and S new joint draws (B, S, n, m), float32."""

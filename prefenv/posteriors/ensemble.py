@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,9 +108,9 @@ class EnsembleBeliefs:
 
     def state_dict(self) -> State:
         """Weights, anchors, what is remembered, generators."""
-        names = ("inner", "outer", "anchors", "memory", "weights")  # never written to in place
+        names = ("inner", "outer", "anchors", "memory", "weights")
         return {
-            "heads": [{name: getattr(heads, name) for name in names} for heads in self._heads],
+            "heads": [{name: copy.deepcopy(getattr(heads, name)) for name in names} for heads in self._heads],
             "rngs": [heads.rng.bit_generator.state for heads in self._heads],
         }
 
@@ -117,7 +118,7 @@ class EnsembleBeliefs:
         """Restore."""
         for heads, saved, rng in zip(self._heads, state["heads"], state["rngs"], strict=True):
             for name, value in saved.items():
-                setattr(heads, name, value)
+                setattr(heads, name, copy.deepcopy(value))
             heads.rng.bit_generator.state = rng
 
 

@@ -48,7 +48,7 @@ class SinglePosterior:
         self.beliefs.reset([rng.bit_generator])
 
     def mean(self, embedding: FloatArray) -> FloatArray:
-        """(...,) float64 posterior mean of the reward for (..., d) embeddings."""
+        """(...,) posterior mean of the reward for (..., d) embeddings, of their dtype."""
         return np.asarray(self.beliefs.mean(embedding[None])[0])
 
     def predict(self, embedding: FloatArray) -> Belief:

@@ -117,8 +117,11 @@ class Policies:
         settings = self._settings
         count = labels.valid.sum(axis=1)
         weight = labels.valid / np.maximum(count, 1)[:, None]
-        rate = settings.learning_rate * (settings.beta**2 if settings.loss == "ipo" else 1.0)
         delta: FloatArray = labels.difference(features).astype(np.float64)
+        rate: FloatArray | float = settings.learning_rate
+        if settings.loss == "ipo":  # a longer step than 1 / curvature would lead away from the minimum
+            curvature = 2 * np.einsum("bk,bkd,bkd->b", weight, delta, delta)
+            rate = np.minimum(rate * settings.beta**2, 1 / np.maximum(curvature, 1e-300))[:, None]
         for _ in range(settings.gradient_steps):
             if settings.loss == "simpo":
                 margin, direction = self._simpo(features, labels, responses)

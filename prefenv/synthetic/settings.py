@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
 from prefenv.types import unknown_name, whole_number
 
+LARGEST = 1e6  # of a setting: products of several still fit into float32
 Loss = Literal["dpo", "ipo", "simpo"]
 Posterior = Literal["linear", "ensemble"]
 
@@ -84,16 +86,17 @@ class SyntheticSettings:
                 "response to a prompt, so ask for fewer candidates or more generators"
             )
         for name in ("reward_scale", "beta", "learning_rate", "prior_std"):
-            self._require(name, getattr(self, name) > 0, "positive and finite")
-        for name in (
-            "skill_spread", "style_spread", "consistency_spread", "reference_spread", "oracle_temperature", "oracle_tie"
-        ):  # fmt: skip
-            self._require(name, getattr(self, name) >= 0, "0 or larger, and finite")
+            self._require(name, 0.0, LARGEST, "positive and at most", strict=True)
+        for name in ("skill_spread", "style_spread", "reference_spread", "oracle_temperature", "oracle_tie"):
+            self._require(name, 0.0, LARGEST, "0 or larger, and at most")
+        self._require("consistency_spread", 0.0, 3.0, "0 or larger, and at most")
         for name in ("length_bias", "style_bias", "reference_strength", "simpo_margin"):
-            self._require(name, True, "finite")
-        self._require("misspecification", 0 <= self.misspecification < 1, "in [0, 1)")
+            self._require(name, -LARGEST, LARGEST, "finite, of size at most")
+        self._require("misspecification", 0.0, 1.0, "0 or larger, and below")
+        if self.misspecification == 1:
+            raise ValueError("misspecification=1 must lie in [0, 1)")
         for name in ("capability_conflict", "oracle_flip"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+            self._require(name, 0.0, 1.0, "0 or larger, and at most")
         if not isinstance(self.on_policy, bool):
             raise ValueError(f"on_policy={self.on_policy!r} must be True or False")
         for name, known in (("loss", get_args(Loss)), ("posterior", get_args(Posterior))):
@@ -102,10 +105,11 @@ class SyntheticSettings:
         if self.posterior == "ensemble" and self.n_samples < 2:
             raise ValueError("n_samples=1: an ensemble needs at least 2 heads")
 
-    def _require(self, name: str, holds: bool, what: str) -> None:
+    def _require(self, name: str, low: float, high: float, what: str, strict: bool = False) -> None:
         value = getattr(self, name)
-        if not (holds and math.isfinite(value)):
-            raise ValueError(f"{name}={value} must be {what}")
+        number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        if not (number and low <= value <= high) or (strict and value == low):  # NaN is in no range
+            raise ValueError(f"{name}={value!r} must be a number, {what} {high:g}")
 
 
 PRESETS: dict[str, SyntheticSettings] = {

@@ -24,6 +24,7 @@ from prefenv.synthetic.policy import Policies, PromptResponses, preference_slope
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.story import (
     LOG_LENGTH_MEAN,
+    LOG_LENGTH_REACH,
     LOG_LENGTH_STD,
     Hidden,
     draw_held_out,
@@ -123,7 +124,7 @@ class Sources:
         features = take(responses.features)
         length = project(features, hidden.length)
         length *= np.float32(LOG_LENGTH_STD)
-        relative_length = np.exp(length)
+        relative_length = np.exp(np.clip(length, -LOG_LENGTH_REACH, LOG_LENGTH_REACH))
         implicit = take(ratio)
         implicit -= log_z - _log_softmax(responses.logit)[1]
         implicit *= np.float32(settings.beta)
@@ -249,10 +250,11 @@ class Evaluators:
         np.add(ratio, self._reference, out=prob)
         top = prob.max(axis=1, keepdims=True)
         prob -= top
+        np.subtract(prob, self._reference, out=ratio)  # from the top on, so that large ratios do not cancel
         np.exp(prob, out=prob)
         total = prob.sum(axis=1, keepdims=True)
         prob /= total
-        log_z = (top + np.log(total)).mean(axis=(1, 2), dtype=np.float64)
+        log_z = np.log(total).mean(axis=(1, 2), dtype=np.float64)
         mean_ratio = np.einsum("bk,bk->b", prob.reshape(b, -1), ratio.reshape(b, -1)).astype(np.float64) / e
         return prob, np.maximum(mean_ratio - log_z, 0.0)
 
@@ -334,8 +336,8 @@ def _warm(settings: SyntheticSettings, hidden: Hidden, words: Words, beliefs: Be
     other = (share[..., 1] * max(settings.n_generators - 1, 1)).astype(np.int64)
     pair = np.stack([first, other + (other >= first)], axis=-1)  # (B, w, 2)
     features = draw_pairs(hidden, pair, noise[..., : 2 * size].reshape(b, w, 2, size))
-    reward = project(features, hidden.reward).astype(np.float64) * settings.reward_scale
-    gap = reward[..., 0] - reward[..., 1]
+    reward = project(features, hidden.reward) * np.float32(settings.reward_scale)  # in float32, as the oracle's
+    gap = reward[..., 0].astype(np.float64) - reward[..., 1]
     sign = label_sign(gap, share[..., 2], settings.oracle_temperature, settings.oracle_tie, settings.oracle_flip)
     chosen, rejected = (np.where(sign[..., None] == s, features[..., 0, :-1], features[..., 1, :-1]) for s in (1, -1))
     beliefs.absorb(chosen, rejected)  # of a tie both are the second

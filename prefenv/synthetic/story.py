@@ -17,7 +17,7 @@ normal:
 * reward ``r = reward_scale · w·f``, log-odds;
 * the embedding is the first d features. The last one, with the share q of the reward's variance, stays hidden: no
   amount of labels shows it;
-* length ``exp(5 + 0.5 v·f)`` tokens;
+* length ``exp(5 + 0.5 v·f)`` tokens (``0.5 v·f`` held to ±20);
 * capability ``a·f``, ``a = -conflict · w + sqrt(1 - conflict²) a'``: a second value, partly opposed to the reward,
   which drifts as the policy follows the labels;
 * second judge ``r + length_bias · v·f + style_bias · t·f``: a proxy that did not label.
@@ -35,7 +35,8 @@ tie and no label; a label is turned round with chance oracle_flip.
   h'))`` (arXiv 2305.18290, eq. 7); IPO ``(h - h' - 1 / (2β))²`` (arXiv 2310.12036, eq. 17); SimPO ``-log sig(β log
   π(y) / l - β log π(y') / l' - γ)`` (arXiv 2405.14734, eq. 6), l the length in units of the median;
 * a round takes gradient_steps steps of size learning_rate; IPO's by ``β²`` of it, for which the first step has twice
-  the length of DPO's whatever β.
+  the length of DPO's whatever β, and never by more than ``1 / (2 mean |f - f'|²)``, beyond which steps on a square
+  diverge.
 
 **A pool** shows n new prompts with m of the G responses each: drawn from the policy without replacement (on_policy),
 or from all generators alike.
@@ -61,6 +62,7 @@ from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.types import FloatArray, IntArray
 
 LOG_LENGTH_MEAN, LOG_LENGTH_STD = 5.0, 0.5  # median of 148 tokens, most between 60 and 400
+LOG_LENGTH_REACH = 20.0  # from the mean, at most: no number overflows however far styles lie apart
 
 Generators = Sequence[np.random.Generator]
 

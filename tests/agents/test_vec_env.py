@@ -13,6 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
 
 import agents  # noqa: E402
+import prefenv  # noqa: E402
 from agents.learned.features import feature_space, pair_features  # noqa: E402
 from agents.learned.vec_env import SB3VecEnv  # noqa: E402
 
@@ -45,6 +46,7 @@ def test_is_what_stable_baselines3_makes_of_single_environments():
                 assert info["episode"]["l"] == info_too["episode"]["l"] == 3
                 assert info["episode"]["r"] == pytest.approx(info_too["episode"]["r"], abs=1e-6)
                 assert info["win_rate"] == info_too["win_rate"]
+                assert 0 <= info["episode"]["t"] < 60
     assert ended == 6
 
 
@@ -78,6 +80,15 @@ def test_observations_can_be_made_into_features():
     adapter.step(np.zeros((2, 3), dtype=int))
     *_, infos = adapter.step(np.zeros((2, 3), dtype=int))
     assert infos[1]["terminal_observation"].shape == space.shape
+
+
+def test_worlds_without_labels_have_no_agreement():
+    world = prefenv.world_settings("synthetic", n_prompts=1, oracle_tie=2.0)
+    envs = SB3VecEnv(gym.make_vec("PrefAcquire-v0", num_envs=40, world=world, budget=1))
+    envs.reset()
+    *_, infos = envs.step(np.zeros((40, 1), dtype=int))
+    assert {"label_agreement" in info for info in infos} == {True, False}
+    assert all(("label_agreement" in info) == (info["labels"] == 1) for info in infos)
 
 
 def test_masks_reach_maskable_ppo():
@@ -116,6 +127,11 @@ def test_episodes_of_different_length_are_refused():
 def test_attributes_are_shared_and_cannot_be_set():
     envs = adapted()
     assert envs.get_attr("budget") == [7, 7, 7]
+    assert envs.get_attr("budget", [1]) == [7]
+    assert envs.get_attr("action_space", [0]) == [envs.action_space]
+    envs.envs.unwrapped.rows = lambda: ["a", "b", "c"]
+    assert envs.env_method("rows", indices=[2, 0]) == ["c", "a"]
+    assert envs.env_is_wrapped(gym.Wrapper) == [False] * 3
     with pytest.raises(NotImplementedError, match="share"):
         envs.set_attr("budget", 8)
     envs.close()

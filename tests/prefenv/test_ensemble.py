@@ -141,6 +141,10 @@ def test_posterior_follows_the_protocol_and_goes_on_from_a_state():
     other.load_state_dict(state)
     other.update(pool, preferences)
     np.testing.assert_array_equal(other.predict(pool.embedding).samples, expected.samples)
+    for heads in state["heads"]:  # a state shares no memory with a part
+        for name in ("inner", "outer", "memory", "weights"):
+            heads[name][...] = 0
+    np.testing.assert_array_equal(other.predict(pool.embedding).samples, expected.samples)
     np.testing.assert_allclose(posterior.mean(pool.embedding), expected.mean, rtol=1e-6)
     np.testing.assert_allclose(expected.samples.std(axis=0, ddof=1), expected.std, rtol=1e-4)
 

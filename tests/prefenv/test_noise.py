@@ -65,6 +65,11 @@ def test_the_smallest_and_largest_words_make_finite_numbers():
     assert low == -high
 
 
+def test_words_of_32_bits_are_refused():
+    with pytest.raises(ValueError, match="32 bits"):
+        Words([np.random.MT19937(0)])
+
+
 def test_state_goes_round_with_words_drawn_ahead():
     words = Words(generators(3), ahead=5)
     uniforms(words, 4)

@@ -9,6 +9,7 @@ from prefenv.synthetic.policy import Labels, preference_loss, preference_slope
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.world import make_synthetic_world
 from prefenv.types import Preferences
+from prefenv.vector import PrefAcquireVectorEnv
 
 LOSSES = {"dpo": 0.3, "ipo": 0.3, "simpo": 2.0}  # with a beta each
 
@@ -63,7 +64,7 @@ def one_step(loss, **changed):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_step_is_along_the_gradient_that_torch_finds_on_the_policy_itself(loss):
     torch = pytest.importorskip("torch")
-    before, after, pool, labels, settings = one_step(loss)
+    before, after, pool, labels, settings = one_step(loss, learning_rate=0.01)
     responses = pool.pools.responses
     theta = torch.tensor(before, requires_grad=True)
     logit, features = (torch.tensor(x[0].astype(np.float64)) for x in (responses.logit, responses.features))
@@ -86,8 +87,24 @@ def test_a_step_is_along_the_gradient_that_torch_finds_on_the_policy_itself(loss
         gamma = settings.simpo_margin if loss == "simpo" else 0.0
         value = -torch.nn.functional.logsigmoid(settings.beta * margin - gamma).mean()
     value.backward()
-    rate = settings.beta**2 if loss == "ipo" else 1.0
-    np.testing.assert_allclose(after - before, -rate * theta.grad.numpy(), atol=1e-6)
+    rate = 0.01 * (settings.beta**2 if loss == "ipo" else 1.0)
+    np.testing.assert_allclose(after - before, -rate * theta.grad.numpy(), atol=1e-8)
+
+
+def test_steps_on_the_square_of_ipo_never_diverge():
+    settings = SyntheticSettings(loss="ipo", beta=1.0, learning_rate=100.0, style_spread=3.0, embedding_size=64)
+    envs = PrefAcquireVectorEnv(settings, 4, budget=50 * 8)
+    envs.reset(seed=0)
+    for _ in range(50):
+        observation, *_, info = envs.step(envs.action_space.sample())
+    assert np.all(np.isfinite(observation["logprob"]))
+    assert np.abs(envs._policies.theta).max() < 10
+    assert np.all(info["win_rate"] > 0.5)
+    before, one, pool, labels, _ = one_step("ipo", learning_rate=1e6)  # the longest step: 1 / (2 mean |delta|²)
+    delta = pool.features[labels.prompt, labels.chosen] - pool.features[labels.prompt, labels.rejected]
+    slope = 2 * (delta @ before - 1 / (2 * 0.3))
+    longest = 1 / (2 * (delta.astype(np.float64) ** 2).sum(axis=1).mean())
+    np.testing.assert_allclose(one - before, -longest * (slope[:, None] * delta).mean(axis=0), rtol=1e-4)
 
 
 def test_steps_and_rate_multiply_small_steps():

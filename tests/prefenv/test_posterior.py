@@ -116,6 +116,12 @@ def test_no_labels_ever_break_blocks(scale, k, flip):
     assert np.all(np.diag(root @ root.T) <= 900 * (1 + 1e-9))
 
 
+def test_embeddings_of_whole_numbers():
+    posterior = BayesianLinearPosterior(2, 4)
+    posterior.beliefs.weight_mean = np.array([[0.6, -0.4]])
+    np.testing.assert_allclose(posterior.mean(np.array([[1, 0], [0, 2]])), [0.6, -0.8])
+
+
 def test_a_million_labels():
     rng = np.random.default_rng(0)
     truth = np.array([1.0, -0.5])

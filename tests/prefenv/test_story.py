@@ -9,6 +9,7 @@ from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.simulator import start_beliefs
 from prefenv.synthetic.story import draw_hidden, draw_pairs, draw_responses, noise_size
 from prefenv.types import Pairs
+from prefenv.vector import PrefAcquireVectorEnv
 from tests.prefenv.simulated import fresh, held_out, hidden_of
 
 
@@ -90,6 +91,26 @@ class TestWarmStart:
             assert len(self.taught(monkeypatch, w=w)[1]) == w
 
 
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"skill_spread": 1e6},
+        {"style_spread": 1e6},
+        {"reward_scale": 1e6},
+        {"prior_std": 1e6},
+        {"learning_rate": 1e6},
+        {"consistency_spread": 3.0},
+    ],
+)
+def test_settings_at_their_largest_overflow_nothing(settings_):
+    envs = PrefAcquireVectorEnv(SyntheticSettings(**settings_), 3, budget=24)
+    observation, info = envs.reset(seed=0)
+    for _ in range(3):
+        observation, _, _, _, info = envs.step(envs.action_space.sample())
+        assert all(np.all(np.isfinite(value)) for value in observation.values())
+        assert np.all(np.isfinite([info["win_rate"], info["win_rate_second"], info["kl"], info["capability"]]))
+
+
 def test_held_out_pairs_have_their_generators_consistency():
     world = fresh(n_eval_prompts=6000, n_generators=3, n_candidates=2, consistency_spread=1.0, embedding_size=2)
     hidden, embedding = hidden_of(world), world.evaluator.evaluators._pair_embedding[0]
@@ -129,6 +150,8 @@ def test_story_has_the_spreads_it_promises():
     assert np.sqrt((style**2).sum(axis=1).mean() / 8) == pytest.approx(0.5, rel=0.05)  # 9 numbers less 1 direction
     assert np.log(hidden.consistency).std() == pytest.approx(0.4, rel=0.1)
     assert abs(np.corrcoef(hidden.consistency[0], skill)[0, 1]) < 0.2
+    ranks = np.sort(np.log(hidden.consistency[0]) / 0.4)  # skill is sorted: compare with its own numbers too
+    assert np.abs(ranks - skill / 0.7).max() > 0.1
     noise = (features - hidden.generator_mean[0]) / hidden.consistency[0][:, None]
     np.testing.assert_allclose(noise.std(axis=(0, 1)), 1.0, rtol=0.02)
     np.testing.assert_allclose(noise.mean(axis=(0, 1)), 0.0, atol=0.02)

@@ -111,7 +111,9 @@ def test_on_policy_pools_follow_the_policy():
         {"posterior": "laplace"}, {"oracle_flip": 1.1}, {"oracle_tie": -0.1}, {"warm_labels": -1},
         {"consistency_spread": -1.0}, {"style_bias": float("inf")}, {"reference_strength": float("nan")},
         {"n_samples": 1, "posterior": "ensemble"}, {"style_spread": -1.0}, {"skill_spread": -1.0},
-        {"reference_spread": -1.0}, {"n_eval_prompts": 0}, {"n_generators": 0, "n_candidates": 2},
+        {"reference_spread": -1.0}, {"beta": "0.1"}, {"length_bias": "a"}, {"reward_scale": 1e39}, {"prior_std": 1e30},
+        {"learning_rate": True}, {"consistency_spread": 3.1}, {"skill_spread": float("nan")},
+        {"n_eval_prompts": 0}, {"n_generators": 0, "n_candidates": 2},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_named(wrong):
@@ -205,6 +207,17 @@ def test_evaluation_by_hand():
         beats = expit((judge[:, :, None] - judge[:, None, :]) / 0.5)
         expected = (policy[:, :, None] * reference[:, None, :] * beats).sum(axis=(1, 2)).mean()
         assert rate == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e5, 1e9, 1e20])
+def test_kl_of_a_policy_that_has_gone_very_far(size):
+    world = fresh()
+    set_theta(world, size * np.random.default_rng(0).standard_normal(17))
+    features, reference, _ = held_out(world)
+    score = np.log(reference) + features @ world.learner.policies.theta[0]
+    best = score.argmax(axis=1)  # it gives this one response always
+    expected = -np.log(reference[np.arange(len(best)), best]).mean()
+    assert world.evaluator.evaluate(world.posterior).kl == pytest.approx(expected, rel=0.05)
 
 
 def test_posterior_accuracy_goes_round_through_all_pairs_of_generators():

@@ -134,6 +134,11 @@ def test_seeds():
     mixed, _ = envs.reset(seed=[None, 8, None])
     np.testing.assert_array_equal(mixed["embedding"][0], on["embedding"][0])  # goes on with its generator
     np.testing.assert_array_equal(mixed["embedding"][1], by_list["embedding"][1])
+    for numpys in (np.int64(7), np.arange(7, 10)):
+        assert data_equivalence(envs.reset(seed=numpys)[0], by_list, exact=True)
+    with pytest.raises(Exception, match="-1"):
+        envs.reset(seed=[1, 2, -1])
+    assert envs.unwrapped.np_random_seed == (7, 8, 9)  # a wrong seed has changed nothing
     with pytest.raises(ValueError, match="2 seeds for 3 environments"):
         envs.reset(seed=[1, 2])
     with pytest.raises(ValueError, match="reset together"):
@@ -157,6 +162,8 @@ def test_nothing_returned_is_changed_later_or_changes_the_environment():
                 for values in returned[-1]:
                     for array in values.values():
                         array[...] = 0
+            elif len({id(value) for value in step[4].values()}) < len(step[4]):
+                raise AssertionError("two entries of info are one array")
         if not spoil:
             assert data_equivalence(returned, kept, exact=True)
         walks.append(kept)
@@ -181,6 +188,7 @@ def test_a_restored_environment_goes_on_exactly(steps, how):
         twin.load_state_dict(state)
     else:
         twin = pickle.loads(pickle.dumps(envs)) if how == "pickle" else copy.deepcopy(envs)
+    assert twin.np_random_seed == envs.np_random_seed
     expected = [envs.step(action) for action in actions[steps:]]
     assert data_equivalence(expected, [twin.step(action) for action in actions[steps:]], exact=True)
     if how == "state":  # using a state does not change it

@@ -45,6 +45,13 @@ def test_sampled_win_rate_has_an_interval_at_the_ends_too():
         assert rate.high - rate.low > 0.05
 
 
+@pytest.mark.parametrize("n", [1, 1000, 100_000])
+def test_sampled_interval_holds_its_mean(n):
+    for wins in (np.ones(n), np.zeros(n)):
+        rate = sampled_win_rate(wins)
+        assert rate.low <= rate.mean <= rate.high
+
+
 @pytest.mark.parametrize("p", [0.5, 0.8, 0.9, 0.95])
 def test_sampled_win_rate_covers(p):
     wins = np.random.default_rng(0).random((2000, 32)) < p
