@@ -380,3 +380,10 @@ def test_aliases_are_no_keys_of_their_own():
     for entry in agents.AGENTS.values():
         for alias in entry.aliases:
             assert agents.spec(alias) is entry
+
+
+def test_maxminlcb_spreads_the_ties_of_both_candidates_apart():
+    n = 20_000  # 0 and 1 tie for the first; whichever it is, the other one and 2 tie for the opponent
+    belief = {"reward_mean": np.tile([1.0, 1.0, 0.0], (n, 1)), "reward_std": np.tile([0.0, 0.0, 1.0], (n, 1))}
+    score = agents.make("maxminlcb").score(belief | {"mask": np.ones((n, 3))}, np.random.default_rng(0))
+    np.testing.assert_allclose(score.mean(axis=0), [0.5, 0.25, 0.25], atol=0.015)
