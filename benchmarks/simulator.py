@@ -31,6 +31,7 @@ import numpy as np
 import prefenv
 from prefenv.posteriors.bayesian_linear import BLOCK
 from prefenv.synthetic.settings import SyntheticSettings
+from prefenv.synthetic.story import noise_size
 
 SYNC_ENVS = 16
 TURNS = 5
@@ -96,8 +97,8 @@ def stepper(world: str | SyntheticSettings, n_envs: int, mode: str | None) -> Ca
     return rate
 
 
-def floor(settings: SyntheticSettings, b: int) -> Callable[[float], float]:
-    """Seconds to run for → steps a second of the bare products."""
+def floor(settings: SyntheticSettings, b: int, random_words: bool = False) -> Callable[[float], float]:
+    """Seconds to run for → steps a second of the bare products, with the bare random words of a step if asked for."""
     rng = np.random.default_rng(0)
     n, m, s, d = settings.n_prompts, settings.n_candidates, settings.n_samples, settings.embedding_size
     g, e = settings.n_generators, settings.n_eval_prompts
@@ -152,10 +153,16 @@ def floor(settings: SyntheticSettings, b: int) -> Callable[[float], float]:
         np.einsum("bke,bke->b", held_out, beats)
         pairs @ mean
 
+    sources = [np.random.PCG64(world) for world in range(b)]
+    words = [noise_size(settings, n) // 4 + n * g // 4, s * d // 4, n]  # responses and choice, draws, labels
+
     def rate(seconds: float) -> float:
         steps, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
             step()
+            for count in words if random_words else ():
+                for source in sources:
+                    source.random_raw(count)
             steps += 1
         return b * steps / (time.perf_counter() - start)
 
@@ -196,6 +203,7 @@ def table(world: str, seconds: float, baseline: str | None) -> None:
     if baseline and world == "default":
         rates["SyncVectorEnv, 16, baseline"] = Baseline(baseline)
     rates["floor, B = 256"] = floor(settings, 256)
+    rates["floor and its random words"] = floor(settings, 256, random_words=True)
     found = medians(rates, seconds)
     sync = found.get("SyncVectorEnv, 16, baseline", found[f"SyncVectorEnv, {SYNC_ENVS}"])
     print(f"\n{world}: n = {settings.n_prompts}, m = {settings.n_candidates}, d = {settings.embedding_size}, "

@@ -168,7 +168,7 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
         self._spent, self._over = 0, False
         self._labels = np.zeros(self.num_envs, dtype=np.int64)
         self._judged = 0
-        rows = np.stack([seeds(rng, len(PART_NAMES)) for rng in self._rngs], axis=1)
+        rows = np.array([seeds(rng, len(PART_NAMES)) for rng in self._rngs]).swapaxes(0, 1)
         source, oracle, posterior, evaluator = (
             [bit_generator(row) for row in rows[PART_NAMES.index(name)]]
             for name in ("source", "oracle", "posterior", "evaluator")  # the policy draws nothing

@@ -14,6 +14,7 @@ from prefenv.protocols import State
 from prefenv.types import FloatArray, whole_number
 
 PROBIT_SCALE = 1.702  # sig(t) and Phi(t / 1.702) differ by less than 0.01 everywhere
+CACHE_BYTES = 2**21  # of roots that are worked on together: they stay in the cache from block to block
 BLOCK = 8  # labels that share two products with the root of the covariance
 
 
@@ -142,7 +143,13 @@ class LinearBeliefs:
     def absorb(self, chosen: FloatArray, rejected: FloatArray) -> None:
         """Learn from (B, k, d) embeddings; a row where both are the same is no label."""
         delta = np.subtract(chosen, rejected, dtype=np.float64)
-        self.weight_mean, self.root = absorb_labels(self.weight_mean, self.root, delta)
+        worlds = max(1, CACHE_BYTES // self.root[0].nbytes)
+        parts = [slice(start, start + worlds) for start in range(0, len(self.root), worlds)]
+        done = [absorb_labels(self.weight_mean[part], self.root[part], delta[part]) for part in parts]
+        mean, root = zip(*done, strict=True)
+        self.weight_mean, self.root = (
+            (mean[0], root[0]) if len(done) == 1 else (np.concatenate(mean), np.concatenate(root))
+        )
 
     def state_dict(self) -> State:
         """Weights, roots of the covariances, generators."""
