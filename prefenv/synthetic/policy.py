@@ -134,8 +134,7 @@ class Policies:
         """Margin (B, k) of the length-normalised log-probabilities, and its gradient (B, k, D) in theta."""
         theta = self.theta
         logit = responses.logit + np.einsum("bngd,bd->bng", responses.features, theta)
-        logprob = log_softmax(logit)
-        normaliser = (logit - logprob)[..., :1]  # (B, n, 1), the same for all G
+        logprob, normaliser = log_softmax(logit)
         mean = (np.exp(logprob)[..., None] * responses.features).sum(axis=2, keepdims=True)  # (B, n, 1, D)
         logit = np.take_along_axis(responses.logit, responses.generator, axis=2)
         own = logit + np.einsum("bnmd,bd->bnm", features, theta) - normaliser

@@ -31,6 +31,7 @@ from prefenv.synthetic.story import (
     draw_hidden,
     draw_pairs,
     draw_responses,
+    log_softmax,
     noise_size,
     project,
 )
@@ -118,7 +119,7 @@ class Sources:
         noise = unit_noise(self.words, size + n * settings.n_generators)
         responses = draw_responses(settings, hidden, n, noise[:, :size])
         ratio = self._policies.log_ratio(responses.features)
-        logprob, log_z = _log_softmax(responses.logit + ratio)
+        logprob, log_z = log_softmax(responses.logit + ratio)
         generator = self._choose(logprob, noise[:, size:].reshape(logprob.shape))
         take = Rows(generator, settings.n_generators)
         features = take(responses.features)
@@ -126,7 +127,7 @@ class Sources:
         length *= np.float32(LOG_LENGTH_STD)
         relative_length = np.exp(np.clip(length, -LOG_LENGTH_REACH, LOG_LENGTH_REACH))
         implicit = take(ratio)
-        implicit -= log_z - _log_softmax(responses.logit)[1]
+        implicit -= log_z - log_softmax(responses.logit)[1]
         implicit *= np.float32(settings.beta)
         reward = project(features, hidden.reward)
         reward *= np.float32(settings.reward_scale)
@@ -347,12 +348,3 @@ def make_beliefs(settings: SyntheticSettings, n_worlds: int, ahead: int = 1) -> 
     """The kind of posterior that the settings name."""
     kind = EnsembleBeliefs if settings.posterior == "ensemble" else LinearBeliefs
     return kind(n_worlds, settings.embedding_size, settings.n_samples, settings.prior_std, ahead)
-
-
-def _log_softmax(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Log of the softmax over the last axis, and of the normaliser (..., 1)."""
-    g = logits.shape[-1]
-    top = np.ascontiguousarray(logits.reshape(-1, g).T).max(axis=0).reshape(*logits.shape[:-1], 1)  # a row at a time
-    weight = logits - top
-    log_z = np.log(np.einsum("bng->bn", np.exp(weight, out=weight)))[..., None] + top
-    return logits - log_z, log_z

@@ -209,11 +209,14 @@ def project(features: FloatArray, direction: FloatArray) -> FloatArray:
     return np.matmul(flat, direction[..., None]).reshape(features.shape[:-1])
 
 
-def log_softmax(logits: FloatArray, axis: int = -1) -> FloatArray:
-    """Log of the softmax over an axis.
+def log_softmax(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Log of the softmax over the last axis of (B, n, G) logits, and of the normaliser (B, n, 1).
 
-    >>> float(log_softmax(np.array([1000.0, 1000.0]))[0]) == float(np.log(0.5))
-    True
+    >>> float(log_softmax(np.full((1, 1, 2), 1000.0))[0][0, 0, 0].round(6))  # -log 2
+    -0.693147
     """
-    shifted = logits - logits.max(axis=axis, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
+    g = logits.shape[-1]
+    top = np.ascontiguousarray(logits.reshape(-1, g).T).max(axis=0).reshape(*logits.shape[:-1], 1)  # a row at a time
+    weight = logits - top
+    log_z = np.log(np.einsum("bng->bn", np.exp(weight, out=weight)))[..., None] + top
+    return logits - log_z, log_z
