@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.report import interval, label
+from experiments.report import interval, label, markdown
 from prefenv.types import FloatArray
 
 RESAMPLES = 4000  # of the seeds, for the interval of a rank correlation
@@ -111,20 +111,6 @@ def verdict(column: Column, found: RankCorrelation) -> str:
         return line + "held-out, not used for calibration"
     outcome = "reached" if found.value >= column.required else "not reached"
     return line + f"asked for at least {column.required}: {outcome}"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown table; the first row is the header.
-
-    >>> print(markdown([["a", "bc"], ["1", "2"]]))
-    | a | bc |
-    |---|----|
-    | 1 | 2  |
-    """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
 
 
 def points(values: FloatArray) -> str:

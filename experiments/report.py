@@ -64,6 +64,20 @@ def label(agent: str) -> str:
     return f"{agent} (privileged)" if AGENTS[agent].privileged else agent
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown table; the first row is the header.
+
+    >>> print(markdown([["a", "bc"], ["1", "2"]]))
+    | a | bc |
+    |---|----|
+    | 1 | 2  |
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
 def table(runs: Sequence[Run], worlds: Sequence[str], agents: Sequence[str]) -> str:
     """Markdown table, a row for each world and agent that has a finished run."""
     rows = [list(COLUMNS)]
@@ -73,12 +87,7 @@ def table(runs: Sequence[Run], worlds: Sequence[str], agents: Sequence[str]) -> 
             by_seed = finished(runs, world, agent)
             if by_seed:
                 rows.append(_row(world, agent, by_seed, baseline, ceiling))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return markdown(rows)
 
 
 def headroom(by_seed: dict[int, Run], baseline: dict[int, Run], ceiling: dict[int, Run]) -> float:
