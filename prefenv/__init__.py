@@ -8,7 +8,7 @@ import gymnasium as _gym
 from prefenv.env import PrefAcquireEnv
 from prefenv.forms import PrefAcquireBudgetEnv, PrefAcquireSequentialEnv
 from prefenv.protocols import CandidateSource, Evaluator, Oracle, PolicyLearner, RewardPosterior, World
-from prefenv.types import Pairs, Pool, Preferences
+from prefenv.types import Pairs, Pool, Preferences, Recipe
 from prefenv.version import __version__
 from prefenv.worlds import WORLDS, make_world, world_settings
 
@@ -24,6 +24,7 @@ __all__ = [
     "PrefAcquireEnv",
     "PrefAcquireSequentialEnv",
     "Preferences",
+    "Recipe",
     "RewardPosterior",
     "World",
     "__version__",
@@ -36,7 +37,10 @@ _ENTRY_POINTS = {
     "PrefAcquireBudget-v0": "prefenv.forms:PrefAcquireBudgetEnv",
     "PrefAcquireSequential-v0": "prefenv.forms:PrefAcquireSequentialEnv",
 }
-_VECTOR_ENTRY_POINTS = {"PrefAcquire-v0": "prefenv.vector:make_vector_env"}
+_VECTOR_ENTRY_POINTS = {
+    "PrefAcquire-v0": "prefenv.make_vec:make_vector_env",
+    "PrefAcquireBudget-v0": "prefenv.make_vec:make_budget_vector_env",
+}
 ENV_IDS = tuple(_ENTRY_POINTS)
 
 for _id, _entry_point in _ENTRY_POINTS.items():

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from prefenv import spaces
+from prefenv.clock import Clock
+from prefenv.noise import Words, bit_generator, seeds, uniforms
+from prefenv.oracles.unjudged import label_by_generator, own_labels
 from prefenv.protocols import State, TextRows, World
-from prefenv.types import Belief, Evaluation, Pairs, Pool, Preferences, Seconds, whole_number
+from prefenv.types import Belief, Evaluation, Pairs, Pool, Preferences, Recipe, whole_number
 from prefenv.worlds import build_world, make_world
 
 Observation = dict[str, NDArray[Any]]
 Info = dict[str, Any]
-Result = TypeVar("Result")
 
 DEFAULT_ROUNDS = 10
-STATE_VERSION = 2
+STATE_VERSION = 3
+PLAIN = Recipe()
 NO_LABELS = Preferences(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
@@ -59,8 +60,9 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     ``info`` of reset and step: ``win_rate``, ``win_rate_low``, ``win_rate_high`` (95 %), ``win_rate_second`` (a judge
     who did not label), ``capability``, ``kl``, ``posterior_accuracy``; ``labels`` received and ``spent`` so far;
     ``judged`` responses that the oracle looked at so far; of this step ``illegal`` and ``repeated`` pairs,
-    ``abstained`` comparisons, ``preferences`` ((labels a round, 3) int64: prompt row, chosen, rejected; the labels
-    first, then -1) and, where labels came, ``label_agreement`` (share that agrees with the oracle's own reward);
+    ``self_labelled`` ones that the posterior added by the recipe, ``abstained`` comparisons, ``preferences`` ((labels a
+    round, 3) int64: prompt row, chosen, rejected; the labels first, then -1; none of the posterior's own) and, where
+    labels came, ``label_agreement`` (share that agrees with the oracle's own reward);
     ``seconds`` of each part; in worlds of text ``rows``, the labels as dicts with prompt_id, prompt, chosen, rejected.
 
     Args:
@@ -70,9 +72,12 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         n_candidates: m; likewise.
         budget: labels allowed in an episode; ten rounds when None.
         privileged: show ``oracle_score`` and ``oracle_gain``.
+        recipe: how labels are made and learned from, where a method says more than which pairs to choose:
+            ``agents.recipe(key)``.
 
     Raises:
-        ValueError: an unknown world, a size that cannot be, sizes given beside a World object.
+        ValueError: an unknown world, a size that cannot be, sizes given beside a World object, a recipe that wants more
+            labels of the posterior's own than there are prompts.
 
     Example:
         >>> import gymnasium as gym, prefenv
@@ -97,14 +102,16 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         n_candidates: int | None = None,
         budget: int | None = None,
         privileged: bool = False,
+        recipe: Recipe = PLAIN,
     ) -> None:
         self.world = _resolve_world(world, n_prompts, n_candidates)
-        self.privileged = bool(privileged)
+        self.privileged, self.recipe = bool(privileged), recipe
         self._episode: object | None = None
         n, m = self.world.n_prompts, self.world.n_candidates
         self.n_pairs = spaces.n_pairs(m)
         self.action_space = self._make_action_space()
         self.budget = DEFAULT_ROUNDS * self._labels_per_round() if budget is None else whole_number("budget", budget)
+        recipe.require_prompts(n, self._labels_per_round())
         self.observation_space = spaces.observation_space(  # type: ignore[assignment]
             n, m, self.world.embedding_size, self.world.n_samples,
             selected=self._shows_selected, privileged=self.privileged,
@@ -133,8 +140,10 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Begin an episode: a new world from the seed, the policy back at the reference."""
         super().reset(seed=seed)
-        self._spent = self._labels = self._judged = 0
+        self._spent = self._labels = self._judged = self._rounds = 0
         self.world.reset(self.np_random)
+        if self.recipe.self_labelled:  # after the world's own seeds, which so are the same for every recipe
+            self._words = Words([bit_generator(seeds(self.np_random, 1)[0])])
         self._episode = self.world.episode
         clock = Clock()
         self._evaluation = clock("evaluate", lambda: self.world.evaluator.evaluate(self.world.posterior))
@@ -167,15 +176,17 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         legal, first = self._legal(asked), _first_of_each(asked)
         pairs = self._pairs(asked[legal & first])
         clock, world, pool = Clock(), self.world, self._pool
-        preferences = clock("label", lambda: world.oracle.compare(pool, pairs))
+        preferences = clock("label", lambda: self._label(pairs))
+        own = self._own_labels(len(asked))
         clock("update", lambda: world.posterior.update(pool, preferences))
-        clock("step", lambda: world.learner.step(pool, preferences))
+        clock("step", lambda: world.learner.step(pool, _both(preferences, own), self.recipe.exploration_bonus))
         before = self._evaluation.win_rate.mean
         self._evaluation = clock("evaluate", lambda: world.evaluator.evaluate(world.posterior))
         self._spent += len(asked)
+        self._rounds += 1
         self._labels += len(preferences)
-        self._judged += 0 if self.privileged else 2 * len(pairs)
-        round_info = self._round_info(preferences, int((~legal).sum()), int((legal & ~first).sum()))
+        self._judged += 0 if self.privileged or self.recipe.labels != "oracle" else 2 * len(pairs)
+        round_info = self._round_info(preferences, int((~legal).sum()), int((legal & ~first).sum()), len(own))
         terminated = self._spent >= self.budget
         if terminated:
             self._belief = clock("observe", lambda: world.posterior.predict(pool.embedding))
@@ -183,6 +194,21 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
             self._draw(clock)
         gain = self._evaluation.win_rate.mean - before
         return self._observe(), gain, terminated, False, self._info(round_info, clock)
+
+    def _label(self, pairs: Pairs) -> Preferences:
+        if self.recipe.labels == "generator":
+            return label_by_generator(self._pool, pairs)
+        return self.world.oracle.compare(self._pool, pairs)
+
+    def _own_labels(self, asked: int) -> Preferences:
+        """What the posterior, before it learns of this round, labels by itself."""
+        count = self.recipe.self_labels(asked)
+        if not self.recipe.self_labelled or self._rounds < self.recipe.burn_in:
+            return NO_LABELS
+        share = uniforms(self._words, 2 * self.world.n_prompts)
+        columns = own_labels(self._belief.samples[None], self._pool.mask[None], share, count)
+        prompt, chosen, rejected, valid = (column[0] for column in columns)
+        return Preferences(prompt[valid], chosen[valid], rejected[valid])
 
     def _draw(self, clock: Clock) -> None:
         self._pool = clock("draw", self.world.source.draw)
@@ -222,11 +248,14 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
                 observation["oracle_gain"] = self.world.gain(pool).astype(np.float32)
         return observation
 
-    def _round_info(self, preferences: Preferences, illegal: int = 0, repeated: int = 0) -> Info:
+    def _round_info(
+        self, preferences: Preferences, illegal: int = 0, repeated: int = 0, self_labelled: int = 0
+    ) -> Info:
         """What came of one round's questions, told of the pool that they were asked about."""
         info: Info = {
             "illegal": illegal,
             "repeated": repeated,
+            "self_labelled": self_labelled,
             "abstained": preferences.abstained,
             "preferences": _padded(preferences, self._labels_per_round()),
         }
@@ -264,7 +293,12 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     def _made_with(self) -> dict[str, Any]:
         """What must agree between the environment that saves a state and the one that loads it."""
         names = ("name", "n_prompts", "n_candidates", "embedding_size", "n_samples", "settings")
-        form = {"form": type(self).__name__, "budget": self.budget, "privileged": self.privileged}
+        form = {
+            "form": type(self).__name__,
+            "budget": self.budget,
+            "privileged": self.privileged,
+            "recipe": self.recipe,
+        }
         return (
             form | {"labels_per_round": self._labels_per_round()} | {name: getattr(self.world, name) for name in names}
         )
@@ -284,7 +318,8 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
             "pool": copy.deepcopy(self._pool),
             "belief": copy.deepcopy(self._belief),
             "evaluation": self._evaluation,
-            "counts": (self._spent, self._labels, self._judged),
+            "counts": (self._spent, self._labels, self._judged, self._rounds),
+            "words": self._words.state_dict() if self.recipe.self_labelled else None,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -302,7 +337,10 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
         self._pool, self._belief = copy.deepcopy(state["pool"]), copy.deepcopy(state["belief"])
         self._evaluation = state["evaluation"]
-        self._spent, self._labels, self._judged = state["counts"]
+        self._spent, self._labels, self._judged, self._rounds = state["counts"]
+        if self.recipe.self_labelled:
+            self._words = Words([np.random.PCG64()])
+            self._words.load_state_dict(state["words"])
 
 
 def require_same_maker(state: State, own: dict[str, Any]) -> None:
@@ -319,24 +357,6 @@ def require_same_maker(state: State, own: dict[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(f"the state is of another environment: {'; '.join(differing)}")
-
-
-class Clock:
-    """Runs calls and keeps their wall-clock seconds by name."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
-
-    def __call__(self, name: str, call: Callable[[], Result]) -> Result:
-        """What the call returns."""
-        start = time.perf_counter()
-        result = call()
-        self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
-        return result
-
-    def seconds(self) -> Seconds:
-        """What has been measured."""
-        return Seconds(**self._spent)
 
 
 def _resolve_world(world: Any, n_prompts: int | None, n_candidates: int | None) -> World:
@@ -357,6 +377,13 @@ def _first_of_each(slots: NDArray[np.int64]) -> NDArray[np.bool_]:
     first = np.zeros(len(slots), dtype=np.bool_)
     first[np.unique(slots, return_index=True)[1]] = True
     return first
+
+
+def _both(preferences: Preferences, own: Preferences) -> Preferences:
+    prompt, chosen, rejected = (
+        np.concatenate([getattr(preferences, name), getattr(own, name)]) for name in ("prompt", "chosen", "rejected")
+    )
+    return Preferences(prompt, chosen, rejected)
 
 
 def _padded(preferences: Preferences, rows: int) -> NDArray[np.int64]:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefenv import spaces
-from prefenv.env import NO_LABELS, Clock, Info, Observation, PrefAcquireEnv
+from prefenv.clock import Clock
+from prefenv.env import NO_LABELS, PLAIN, Info, Observation, PrefAcquireEnv
 from prefenv.protocols import State, World
-from prefenv.types import whole_number
+from prefenv.types import Recipe, whole_number
 
 
 class PrefAcquireBudgetEnv(PrefAcquireEnv):
@@ -29,15 +30,16 @@ class PrefAcquireBudgetEnv(PrefAcquireEnv):
 
     def __init__(
         self,
-        world: str | World = "synthetic",
+        world: str | World | Any = "synthetic",
         n_prompts: int | None = None,
         n_candidates: int | None = None,
         budget: int | None = None,
         privileged: bool = False,
+        recipe: Recipe = PLAIN,
         labels_per_round: int | None = None,
     ) -> None:
         self.labels_per_round = None if labels_per_round is None else whole_number("labels_per_round", labels_per_round)
-        super().__init__(world, n_prompts, n_candidates, budget, privileged)
+        super().__init__(world, n_prompts, n_candidates, budget, privileged, recipe)
 
     def _make_action_space(self) -> gym.Space[Any]:
         k, size = self._labels_per_round(), self.world.n_prompts * self.n_pairs

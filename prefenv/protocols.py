@@ -69,8 +69,15 @@ class RewardPosterior(Part, Protocol):
 class PolicyLearner(Part, Protocol):
     """The policy, and how labels change it."""
 
-    def step(self, pool: Pool, preferences: Preferences) -> None:
-        """One step of preference optimisation on these labels. No labels, no change."""
+    def step(self, pool: Pool, preferences: Preferences, exploration_bonus: float = 0.0) -> None:
+        """One step of preference optimisation on these labels. No labels, no change.
+
+        Args:
+            pool: whose candidates the labels are about.
+            preferences: the labels.
+            exploration_bonus: alpha, 0 or more: to the loss of each label comes alpha times the log-probability that
+                the policy gives to the reference's responses to that prompt [XPO, arXiv 2405.21046].
+        """
 
 
 @runtime_checkable

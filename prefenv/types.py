@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 BoolArray = NDArray[np.bool_]
+
+ROUNDING = 1e-9  # of a count: a share such as 0.3 of 100 can be a little less than 30 in floats
 
 
 def unknown_name(what: str, given: object, known: Iterable[str]) -> ValueError:
@@ -188,6 +191,63 @@ class Belief:
             _require_finite(name, getattr(self, name))
         if np.any(self.std < 0):
             raise ValueError("a standard deviation is negative")
+
+
+LabelSource = Literal["oracle", "generator"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a round's labels are made and learned from, where a method says something about it. The default is plain.
+
+    Attributes:
+        labels: who labels the chosen pairs. "oracle"; or "generator": the response of the generator with the larger
+            number is chosen, nobody judges, and a pair of one generator gets no label [Delta, arXiv 2507.06187].
+        self_labelled: share, in [0, 1), of the labels in a DPO step that the reward posterior makes itself. They come
+            on top of the round's own: on random prompts, the best against the worst candidate of a random joint draw
+            [SEA, arXiv 2411.01493]. They cost nothing, and the posterior does not learn from them.
+        burn_in: rounds of an episode before there are such labels.
+        exploration_bonus: alpha, 0 or more: the DPO loss of a label gets alpha times the policy's log-probability of
+            the reference's responses to its prompt, so that a step leads away from what the reference would say
+            [XPO, arXiv 2405.21046].
+
+    Raises:
+        ValueError: a value that cannot be.
+
+    >>> Recipe(self_labelled=0.3).self_labels(70)
+    30
+    """
+
+    labels: LabelSource = "oracle"
+    self_labelled: float = 0.0
+    burn_in: int = 0
+    exploration_bonus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.labels not in get_args(LabelSource):
+            raise ValueError(f"labels={self.labels!r} must be one of {', '.join(get_args(LabelSource))}")
+        if not 0 <= self.self_labelled < 1:
+            raise ValueError(f"self_labelled={self.self_labelled} must be a share of the labels, in [0, 1)")
+        whole_number("burn_in", self.burn_in, minimum=0)
+        if not 0 <= self.exploration_bonus < float("inf"):
+            raise ValueError(f"exploration_bonus={self.exploration_bonus} must be 0 or more, and finite")
+
+    def require_prompts(self, n_prompts: int, labels_per_round: int) -> None:
+        """Check that a pool has a prompt for each of the posterior's own labels.
+
+        Raises:
+            ValueError: it has not.
+        """
+        count = self.self_labels(labels_per_round)
+        if count > n_prompts:
+            raise ValueError(
+                f"self_labelled={self.self_labelled} adds {count} labels to {labels_per_round}, each on a prompt of "
+                f"its own, but a pool has {n_prompts}: take a smaller share"
+            )
+
+    def self_labels(self, asked: int) -> int:
+        """How many labels the posterior adds to ``asked`` ones, so that they are its share of all; rounded down."""
+        return int(self.self_labelled / (1 - self.self_labelled) * asked + ROUNDING)
 
 
 @dataclass(frozen=True)

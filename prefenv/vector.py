@@ -1,25 +1,32 @@
-"""``PrefAcquire-v0`` over B simulated worlds at once: what ``gymnasium.make_vec`` makes."""
+"""``PrefAcquire-v0`` and ``PrefAcquireBudget-v0`` over B simulated worlds at once, as ``gymnasium.make_vec`` makes."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from gymnasium import spaces as gym_spaces
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from prefenv import spaces
-from prefenv.env import DEFAULT_ROUNDS, STATE_VERSION, Info, Observation, PrefAcquireEnv, require_same_maker
-from prefenv.noise import Words, bit_generator, seeds, uniforms
-from prefenv.oracles.bradley_terry import label_sign
-from prefenv.protocols import PART_NAMES, State, World
-from prefenv.synthetic.policy import Labels, Policies
+from prefenv.clock import Stopwatch
+from prefenv.env import (
+    DEFAULT_ROUNDS,
+    PLAIN,
+    STATE_VERSION,
+    Info,
+    Observation,
+    require_same_maker,
+)
+from prefenv.noise import bit_generator, seeds
+from prefenv.protocols import PART_NAMES, State
+from prefenv.synthetic.labellers import Labellers
+from prefenv.synthetic.policy import Policies
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.simulator import (
     Evaluations,
@@ -30,56 +37,17 @@ from prefenv.synthetic.simulator import (
     make_beliefs,
     start_beliefs,
 )
-from prefenv.types import IntArray, Seconds, whole_number
-from prefenv.worlds import world_spec
+from prefenv.types import IntArray, Recipe, whole_number
 
 Belief = tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]
-
-
-def make_vector_env(
-    num_envs: int = 1,
-    world: str | SyntheticSettings | World = "synthetic",
-    n_prompts: int | None = None,
-    n_candidates: int | None = None,
-    budget: int | None = None,
-    privileged: bool = False,
-) -> VectorEnv:
-    """B environments: :class:`PrefAcquireVectorEnv` in the simulator, gymnasium's ``SyncVectorEnv`` in other worlds.
-
-    Args:
-        num_envs: B.
-        world: a key of :data:`prefenv.worlds.WORLDS`, or settings of a world. A World object serves one environment,
-            so it is refused.
-        n_prompts: as in :class:`prefenv.env.PrefAcquireEnv`, and so are the others.
-        n_candidates: likewise.
-        budget: likewise.
-        privileged: likewise.
-
-    Raises:
-        ValueError: as PrefAcquireEnv; a World object; num_envs below 1.
-    """
-    whole_number("num_envs", num_envs)
-    if isinstance(world, World):
-        raise ValueError(
-            "a World serves one environment, and make_vec makes several: pass its settings, "
-            "world=prefenv.world_settings(key, name=value)"
-        )
-    settings = world_spec(world).settings if isinstance(world, str) else world
-    if not isinstance(settings, SyntheticSettings):
-        return SyncVectorEnv([lambda: PrefAcquireEnv(world, n_prompts, n_candidates, budget, privileged)] * num_envs)
-    settings = dataclasses.replace(
-        settings,
-        n_prompts=settings.n_prompts if n_prompts is None else n_prompts,
-        n_candidates=settings.n_candidates if n_candidates is None else n_candidates,
-    )
-    return PrefAcquireVectorEnv(settings, num_envs, budget, privileged)
 
 
 class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     """B simulated worlds in step, on arrays with a leading axis B.
 
-    World b, seeded with s, walks exactly like ``gym.make("PrefAcquire-v0")`` seeded with s; observations, actions and
-    ``info`` are those of :class:`prefenv.env.PrefAcquireEnv` with a leading axis B (``info["seconds"]`` is the time of
+    World b, seeded with s, walks exactly like ``gym.make("PrefAcquire-v0")`` seeded with s (or, given
+    ``labels_per_round``, like ``PrefAcquireBudget-v0``); observations, actions and ``info`` are those of
+    :class:`prefenv.env.PrefAcquireEnv` with a leading axis B (``info["seconds"]`` is the time of
     all B worlds together). All episodes have the same length, so they end together; the step after that resets them,
     whatever the action, with reward 0 (``AutoresetMode.NEXT_STEP``).
 
@@ -88,6 +56,11 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
         num_envs: B.
         budget: labels allowed in an episode; ten rounds when None.
         privileged: show ``oracle_score`` and ``oracle_gain``.
+        recipe: as in PrefAcquireEnv.
+        labels_per_round: k pairs anywhere in the pool, as in ``PrefAcquireBudget-v0``; None is one pair of each prompt.
+
+    Raises:
+        ValueError: k is not in 1 … n·P; as PrefAcquireEnv.
 
     Example:
         >>> import gymnasium as gym, prefenv
@@ -103,27 +76,48 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
     _evaluations: Evaluations
 
     def __init__(
-        self, settings: SyntheticSettings, num_envs: int, budget: int | None = None, privileged: bool = False
+        self,
+        settings: SyntheticSettings,
+        num_envs: int,
+        budget: int | None = None,
+        privileged: bool = False,
+        recipe: Recipe = PLAIN,
+        labels_per_round: int | None = None,
     ) -> None:
-        self.settings, self.privileged = settings, bool(privileged)
+        self.settings, self.privileged, self.recipe = settings, bool(privileged), recipe
         self.num_envs = whole_number("num_envs", num_envs)
-        n, m = settings.n_prompts, settings.n_candidates
-        self.budget = DEFAULT_ROUNDS * n if budget is None else whole_number("budget", budget)
-        self.single_action_space = spaces.per_prompt_space(n, m)
+        self.labels_per_round = labels_per_round
+        self.single_action_space = choices = self._choices(labels_per_round)
+        n, k = settings.n_prompts, len(choices.nvec)
+        self._slots_per_round, self._n_choices = k, int(choices.nvec[0])
+        self.budget = DEFAULT_ROUNDS * k if budget is None else whole_number("budget", budget)
+        recipe.require_prompts(n, k)
         self.single_observation_space = spaces.observation_space(
-            n, m, settings.embedding_size, settings.n_samples, privileged=self.privileged, gain=self.privileged
-        )
+            n, settings.n_candidates, settings.embedding_size, settings.n_samples,
+            privileged=self.privileged, gain=self.privileged,
+        )  # fmt: skip
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._policies = Policies(settings, num_envs)
-        self._rounds = -(-self.budget // n)
-        self._sources = Sources(settings, self._policies, ahead=self._rounds)
-        self._beliefs = make_beliefs(settings, num_envs, ahead=self._rounds + 1)
+        rounds = -(-self.budget // k)
+        self._labellers = Labellers(settings, recipe, labels_per_round is not None, ahead=rounds)
+        self._sources = Sources(settings, self._policies, ahead=rounds)
+        self._beliefs = make_beliefs(settings, num_envs, ahead=rounds + 1)
         self._evaluators = Evaluators(settings, self._policies, self._sources)
         self._rngs: list[np.random.Generator] | None = None
         self._seeds: list[int | None] = [None] * num_envs
         self._over = True
-        self._mask = np.ones((num_envs, n, m), dtype=np.int8)
+        self._mask = np.ones((num_envs, n, settings.n_candidates), dtype=np.int8)
+
+    def _choices(self, labels_per_round: int | None) -> gym_spaces.MultiDiscrete:
+        """The action space of one world."""
+        n, m = self.settings.n_prompts, self.settings.n_candidates
+        if labels_per_round is None:
+            return spaces.per_prompt_space(n, m)
+        k, most = whole_number("labels_per_round", labels_per_round), n * spaces.n_pairs(m)
+        if k > most:
+            raise ValueError(f"labels_per_round={k} must lie in 1 … {most}, the pairs of a pool")
+        return spaces.budget_space(n, m, k)
 
     # The loop
 
@@ -164,16 +158,16 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
 
     def _begin(self) -> tuple[Observation, Info]:
         assert self._rngs is not None
-        clock = _Stopwatch()
+        clock = Stopwatch()
         self._spent, self._over = 0, False
-        self._labels = np.zeros(self.num_envs, dtype=np.int64)
-        self._judged = 0
+        self._labels, self._judged = np.zeros((2, self.num_envs), dtype=np.int64)
         rows = np.array([seeds(rng, len(PART_NAMES)) for rng in self._rngs]).swapaxes(0, 1)
         source, oracle, posterior, evaluator = (
             [bit_generator(row) for row in rows[PART_NAMES.index(name)]]
             for name in ("source", "oracle", "posterior", "evaluator")  # the policy draws nothing
         )
-        self._oracle = Words(oracle, self._rounds)
+        own = [bit_generator(seeds(rng, 1)[0]) for rng in self._rngs] if self.recipe.self_labelled else []
+        self._labellers.reset(oracle, own)
         self._sources.reset(source)
         start_beliefs(self.settings, self._sources.hidden, posterior, self._beliefs)
         self._policies.reset()
@@ -181,18 +175,17 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
         self._evaluations = self._evaluators.evaluate(self._beliefs.mean)
         clock.lap("evaluate")
         self._draw(clock)
-        nothing = np.full((self.num_envs, self.settings.n_prompts, 3), -1, dtype=np.int64)
-        return self._observe(), self._info(
-            {"preferences": nothing, "abstained": np.zeros(self.num_envs, dtype=np.int64)}, clock
-        )
+        none = {name: np.zeros(self.num_envs, dtype=np.int64) for name in ("abstained", "repeated", "self_labelled")}
+        nothing = self._padded(np.empty((self.num_envs, 0, 3), dtype=np.int64))
+        return self._observe(), self._info(none | {"preferences": nothing}, clock)
 
-    def _draw(self, clock: _Stopwatch) -> None:
+    def _draw(self, clock: Stopwatch) -> None:
         self._pools = self._sources.draw()
         clock.lap("draw")
         self._belief = self._beliefs.predict(self._pools.embedding)
         clock.lap("observe")
         if self.privileged:  # then the oracle judges every candidate shown
-            self._judged += self.settings.n_prompts * self.settings.n_candidates
+            self._judged = self._judged + self.settings.n_prompts * self.settings.n_candidates
 
     def step(
         self, actions: NDArray[np.int64]
@@ -212,21 +205,25 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
         if self._over:
             observation, info = self._begin()
             return observation, np.zeros(self.num_envs), flags[0], flags[1], info
-        clock = _Stopwatch()
-        asked = min(self.settings.n_prompts, self.budget - self._spent)
-        labels, round_info = self._label(self._checked(actions)[:, :asked])
+        clock = Stopwatch()
+        asked = min(self._slots_per_round, self.budget - self._spent)
+        labels, round_info = self._labellers.label(self._pools, self._checked(actions)[:, :asked])
+        lesson, round_info["self_labelled"] = self._labellers.with_own(labels, self._belief[2], asked)
         clock.lap("label")
         embedding = self._pools.embedding
         chosen = labels.take(embedding, labels.chosen)
         self._beliefs.absorb(chosen, labels.take(embedding, labels.rejected))
         clock.lap("update")
-        self._policies.step(self._pools.features, labels, self._pools.responses)
+        self._policies.step(self._pools.features, lesson, self._pools.responses, self.recipe.exploration_bonus)
         clock.lap("step")
         before = self._evaluations.win_rate
         self._evaluations = self._evaluators.evaluate(self._beliefs.mean)
         clock.lap("evaluate")
         self._spent += asked
-        self._judged += 0 if self.privileged else 2 * asked
+        self._labels = self._labels + labels.valid.sum(axis=1)
+        round_info["preferences"] = self._padded(round_info["preferences"])
+        if not self.privileged and self.recipe.labels == "oracle":
+            self._judged = self._judged + 2 * (asked - round_info["repeated"])
         self._over = self._spent >= self.budget
         if self._over:
             flags[0] = True
@@ -239,35 +236,16 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
 
     def _checked(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
         given = np.asarray(actions)
-        shape, n_pairs = (self.num_envs, self.settings.n_prompts), spaces.n_pairs(self.settings.n_candidates)
-        if given.shape != shape or given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= n_pairs:
-            raise ValueError(f"actions must be {shape} integers in 0 … {n_pairs - 1}, got {actions!r}")
+        shape, choices = (self.num_envs, self._slots_per_round), self._n_choices
+        if given.shape != shape or given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= choices:
+            raise ValueError(f"actions must be {shape} integers in 0 … {choices - 1}, got {actions!r}")
         return given.astype(np.int64, copy=False)
 
-    def _label(self, pair: IntArray) -> tuple[Labels, Info]:
-        """The oracle's answers to (B, k) pairs of the first k prompts, and what ``info`` says of them."""
-        settings, (b, k) = self.settings, pair.shape
-        world, prompt = np.arange(b)[:, None], np.tile(np.arange(k), (b, 1))
-        first, second = (side[pair] for side in spaces.pair_table(settings.n_candidates))
-        reward = self._pools.reward
-        gap = reward[world, prompt, first].astype(np.float64) - reward[world, prompt, second]
-        sign = label_sign(
-            gap, uniforms(self._oracle, k), settings.oracle_temperature, settings.oracle_tie, settings.oracle_flip
-        )
-        told, wins = sign != 0, sign > 0
-        counts = told.sum(axis=1)
-        self._labels = self._labels + counts
-        agreement = (told * (0.5 + 0.5 * sign * np.sign(gap))).sum(axis=1) / np.maximum(counts, 1)
-        columns = [prompt, np.where(wins, first, second), np.where(wins | ~told, second, first)]
-        if not told.all():  # the labels first, in their order
-            order = np.argsort(~told, axis=1, kind="stable")
-            columns, told = [column[world, order] for column in columns], told[world, order]
-        preferences = np.full((b, settings.n_prompts, 3), -1, dtype=np.int64)
-        preferences[:, :k] = np.where(told[..., None], np.stack(columns, axis=-1), -1)
-        info: Info = {"preferences": preferences, "abstained": k - counts}
-        if counts.any():
-            info |= {"label_agreement": agreement, "_label_agreement": counts > 0}
-        return Labels(columns[0], columns[1], columns[2], told), info
+    def _padded(self, preferences: IntArray) -> IntArray:
+        """(B, labels a round, 3) with -1 after the (B, k, 3) given."""
+        table = np.full((self.num_envs, self._slots_per_round, 3), -1, dtype=np.int64)
+        table[:, : preferences.shape[1]] = preferences
+        return table
 
     def _observe(self) -> Observation:
         pools, (mean, std, samples) = self._pools, self._belief
@@ -291,13 +269,12 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
             observation |= {"oracle_score": pools.reward.copy(), "oracle_gain": gain.astype(np.float32)}
         return observation
 
-    def _info(self, round_info: Info, clock: _Stopwatch) -> Info:
+    def _info(self, round_info: Info, clock: Stopwatch) -> Info:
         b, found = self.num_envs, self._evaluations
         seconds = np.empty(b, dtype=object)
         seconds[:] = clock.seconds()
         info = round_info | {
             "illegal": np.zeros(b, dtype=np.int64),
-            "repeated": np.zeros(b, dtype=np.int64),
             "win_rate": found.win_rate.copy(),
             "win_rate_low": found.low.copy(),
             "win_rate_high": found.high.copy(),
@@ -307,16 +284,14 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
             "posterior_accuracy": found.posterior_accuracy.copy(),
             "labels": self._labels.copy(),
             "spent": np.full(b, self._spent),
-            "judged": np.full(b, self._judged),
+            "judged": self._judged.copy(),
             "seconds": seconds,
         }
         return {f"_{name}": np.ones(b, dtype=np.bool_) for name in info if not name.startswith("_")} | info
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """(B, n · P) bool, all True: the simulator's pools have no missing candidates."""
-        return np.ones(
-            (self.num_envs, self.settings.n_prompts * spaces.n_pairs(self.settings.n_candidates)), dtype=np.bool_
-        )
+        """(B, sum of nvec) bool, all True: the simulator's pools have no missing candidates."""
+        return np.ones((self.num_envs, self._slots_per_round * self._n_choices), dtype=np.bool_)
 
     @property
     def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
@@ -331,7 +306,7 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
     # Saving and going on
 
     def _made_with(self) -> dict[str, Any]:
-        names = ("settings", "num_envs", "budget", "privileged")
+        names = ("settings", "num_envs", "budget", "privileged", "recipe", "labels_per_round")
         return {"form": type(self).__name__} | {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> State:
@@ -348,14 +323,13 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
             "made_with": self._made_with(),
             "parts": [part.state_dict() for part in self._parts()],
             "generators": [copy.deepcopy(rng.bit_generator.state) for rng in self._rngs],
-            "oracle": self._oracle.state_dict(),
             "kept": copy.deepcopy(kept),
-            "counts": (self._spent, self._judged, self._over),
+            "counts": (self._spent, self._judged.copy(), self._over),
             "seeds": list(self._seeds),
         }
 
     def _parts(self) -> tuple[_Saved, ...]:
-        return self._sources, self._beliefs, self._policies, self._evaluators
+        return self._sources, self._beliefs, self._policies, self._evaluators, self._labellers
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a state that a vector environment with the same arguments saved.
@@ -371,9 +345,9 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
         assert self._rngs is not None
         for rng, saved in zip(self._rngs, state["generators"], strict=True):
             rng.bit_generator.state = copy.deepcopy(saved)
-        self._oracle.load_state_dict(state["oracle"])
         self._pools, self._belief, self._evaluations, self._labels = copy.deepcopy(state["kept"])
-        self._spent, self._judged, self._over = state["counts"]
+        self._spent, judged, self._over = state["counts"]
+        self._judged = judged.copy()
         self._seeds = list(state["seeds"])
 
 
@@ -381,19 +355,3 @@ class _Saved(Protocol):
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
-
-
-class _Stopwatch:
-    """Wall-clock seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._spent[name] = self._spent.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def seconds(self) -> Seconds:
-        return Seconds(**self._spent)

@@ -63,7 +63,7 @@ class CountingLearner:
     def reset(self, rng: np.random.Generator) -> None:
         self.seen = []
 
-    def step(self, pool: Pool, preferences: Preferences) -> None:
+    def step(self, pool: Pool, preferences: Preferences, exploration_bonus: float = 0.0) -> None:
         self.seen.append(preferences)
 
     def evaluate(self, posterior: RewardPosterior) -> Evaluation:

@@ -40,7 +40,7 @@ def make_llm_world(settings: LLMSettings) -> World:
         source=PolicySource(policy, reader, deck, sampling, settings.n_candidates, settings.beta),
         oracle=BradleyTerryOracle(PoolReward(sentiment), settings.oracle_temperature),
         posterior=BayesianLinearPosterior(reader.embedding_size, settings.n_samples, settings.prior_std),
-        learner=DPOLearner(policy, settings),
+        learner=DPOLearner(policy, settings, sampling),
         evaluator=WinRateEvaluator(policy, reader, deck, sampling, sentiment, DistinctWordSentiment(sentiment)),
         n_prompts=settings.n_prompts,
         n_candidates=settings.n_candidates,

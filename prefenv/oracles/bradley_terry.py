@@ -53,6 +53,23 @@ def label_sign(
     return (share < first).astype(np.int8) - (share >= 1 - second).astype(np.int8)
 
 
+def preferences_of(pairs: Pairs, sign: NDArray[np.integer]) -> Preferences:
+    """Labels for pairs: the first is chosen where the sign is above 0, the second where below; at 0 there is no label.
+
+    Args:
+        pairs: k.
+        sign: (k,).
+    """
+    told = sign != 0
+    prompt, first, second, first_wins = pairs.prompt[told], pairs.first[told], pairs.second[told], sign[told] > 0
+    return Preferences(
+        prompt=prompt,
+        chosen=np.where(first_wins, first, second),
+        rejected=np.where(first_wins, second, first),
+        abstained=int((~told).sum()),
+    )
+
+
 class BradleyTerryOracle:
     """P(i is preferred to j) = sig((r_i - r_j) / temperature), with ties and mistakes where asked for.
 
@@ -92,14 +109,7 @@ class BradleyTerryOracle:
         reward = self.score(pool).astype(np.float64)
         gap = reward[pairs.prompt, pairs.first] - reward[pairs.prompt, pairs.second]
         sign = label_sign(gap, self._rng.random(len(pairs)), self.temperature, self.tie, self.flip)
-        told = sign != 0
-        prompt, first, second, first_wins = pairs.prompt[told], pairs.first[told], pairs.second[told], sign[told] > 0
-        return Preferences(
-            prompt=prompt,
-            chosen=np.where(first_wins, first, second),
-            rejected=np.where(first_wins, second, first),
-            abstained=int((~told).sum()),
-        )
+        return preferences_of(pairs, sign)
 
     def state_dict(self) -> State:
         """The generator."""

@@ -64,6 +64,15 @@ class Labels:
         row = (np.arange(b)[:, None] * n + self.prompt) * m + candidate
         return array.reshape(b * n * m, *array.shape[3:])[row]
 
+    def and_also(self, more: Labels) -> Labels:
+        """Both, those that are no labels last."""
+        columns = [
+            np.concatenate([getattr(self, name), getattr(more, name)], axis=1)
+            for name in ("prompt", "chosen", "rejected", "valid")
+        ]
+        order = np.argsort(~columns[-1], axis=1, kind="stable")
+        return Labels(*(np.take_along_axis(column, order, axis=1) for column in columns))
+
     def difference(self, array: FloatArray) -> FloatArray:
         """(B, k, ...) entry of the chosen less that of the rejected; zero where there is no label."""
         return np.asarray(self.take(array, self.chosen) - self.take(array, self.rejected))
@@ -71,7 +80,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class PromptResponses:
-    """What SimPO needs of the prompts of a pool besides the candidates.
+    """What SimPO and XPO need of the prompts of a pool besides the candidates.
 
     Attributes:
         features: (B, n, G, D) of all responses.
@@ -106,13 +115,17 @@ class Policies:
         """(B, ...) θ·f of (B, ..., D) features: log-ratio to the reference but for a constant of the prompt."""
         return project(features, self.theta.astype(features.dtype))
 
-    def step(self, features: FloatArray, labels: Labels, responses: PromptResponses) -> None:
+    def step(
+        self, features: FloatArray, labels: Labels, responses: PromptResponses, exploration_bonus: float = 0.0
+    ) -> None:
         """Gradient steps on the labels of this round; where a world has none, nothing changes.
 
         Args:
             features: (B, n, m, D) of the candidates.
             labels: k of each world.
-            responses: read by SimPO only.
+            responses: read by SimPO, and for the bonus.
+            exploration_bonus: alpha of XPO, as in :class:`prefenv.types.Recipe`; the expectation over the reference's
+                responses is exact.
         """
         settings = self._settings
         count = labels.valid.sum(axis=1)
@@ -128,7 +141,18 @@ class Policies:
             else:
                 margin, direction = np.einsum("bkd,bd->bk", delta, self.theta), delta
             slope = preference_slope(settings.loss, margin, settings.beta, settings.simpo_margin) * weight
-            self.theta = self.theta - rate * np.einsum("bk,bkd->bd", slope, direction)
+            gradient = np.einsum("bk,bkd->bd", slope, direction)
+            if exploration_bonus:
+                away = np.take_along_axis(self._reference_slope(responses), labels.prompt[..., None], axis=1)
+                gradient += exploration_bonus * np.einsum("bk,bkd->bd", weight, away)
+            self.theta = self.theta - rate * gradient
+
+    def _reference_slope(self, responses: PromptResponses) -> FloatArray:
+        """(B, n, D): gradient in theta of the reference's expected log-probability under the policy, at each prompt."""
+        reference = responses.logit.astype(np.float64)
+        logit = reference + np.einsum("bngd,bd->bng", responses.features, self.theta)
+        surplus = np.exp(log_softmax(reference)[0]) - np.exp(log_softmax(logit)[0])
+        return np.einsum("bng,bngd->bnd", surplus, responses.features)
 
     def _simpo(self, features: FloatArray, labels: Labels, responses: PromptResponses) -> tuple[FloatArray, FloatArray]:
         """Margin (B, k) of the length-normalised log-probabilities, and its gradient (B, k, D) in theta."""

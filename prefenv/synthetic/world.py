@@ -106,7 +106,7 @@ class LogLinearPolicy:
         """Back to the reference; nothing here is random."""
         self.policies.reset()
 
-    def step(self, pool: Pool, preferences: Preferences) -> None:
+    def step(self, pool: Pool, preferences: Preferences, exploration_bonus: float = 0.0) -> None:
         """Gradient steps on the labels of this round."""
         if len(preferences) == 0:
             return
@@ -116,7 +116,7 @@ class LogLinearPolicy:
             preferences.rejected[None],
             np.ones((1, len(preferences)), dtype=np.bool_),
         )
-        self.policies.step(_pools(pool).features, labels, _pools(pool).responses)
+        self.policies.step(_pools(pool).features, labels, _pools(pool).responses, exploration_bonus)
 
     def state_dict(self) -> State:
         """The parameters."""

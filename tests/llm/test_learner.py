@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-from prefenv.llm.generation import score_tokens
+from prefenv.llm.adapter import torch_seed
+from prefenv.llm.generation import Response, Sampling, sample_responses, score_tokens
 from prefenv.llm.learner import DPOLearner, token_rows
+from prefenv.llm.models import LanguageModel, quiet, untouched_generators
 from prefenv.llm.pool import TextPool
+from prefenv.llm.prompts import Prompt
 from prefenv.llm.settings import LLMSettings
 from prefenv.protocols import World
 from prefenv.types import Pool, Preferences
@@ -133,7 +141,7 @@ def test_away_from_the_reference_the_loss_is_that_of_dpo(world: World, tmp_path:
 def test_each_round_shuffles_anew(world: World) -> None:
     learner, seeds = world.learner, []
     make = learner._trainer
-    learner._trainer = lambda rows, folder, seed: seeds.append(seed) or make(rows, folder, seed)
+    learner._trainer = lambda rows, folder, seed, bonus: seeds.append(seed) or make(rows, folder, seed, bonus)
     for _ in range(2):
         learner.step(*labelled(world))
     del learner._trainer
@@ -187,8 +195,167 @@ def test_each_setting_changes_the_step(world: World, change: dict[str, float], t
     pool, preferences = labelled(world)
     results = []
     for settings in (tiny_settings, replace(tiny_settings, **change)):
-        learner = DPOLearner(world.learner._policy, settings)
+        learner = DPOLearner(world.learner._policy, settings, world.learner._sampling)
         learner.reset(np.random.default_rng(0))
         learner.step(pool, preferences)
         results.append(weights(learner)[1])
     assert any(not torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def step_rows(learner: DPOLearner, pool: TextPool, preferences: Preferences, alpha: float) -> list[dict[str, Any]]:
+    """Takes a step; the rows that its trainer was given."""
+    given, make = [], learner._trainer
+    learner._trainer = lambda rows, *rest: given.append(rows) or make(rows, *rest)
+    try:
+        learner.step(pool, preferences, alpha)
+    finally:
+        del learner._trainer
+    (rows,) = given
+    return rows
+
+
+def response_logprobs(learner: DPOLearner, rows: list[dict[str, Any]], key: str) -> torch.Tensor:
+    """(k,) log-probabilities of whole responses, each in a forward pass of its own, so without any padding."""
+    found = []
+    for row in rows:
+        logits = learner._policy.language_model.model(torch.tensor([row["prompt_ids"] + row[key]])).logits
+        logprobs = logits[0, len(row["prompt_ids"]) - 1 : -1].log_softmax(-1)
+        found.append(logprobs.gather(1, torch.tensor(row[key])[:, None]).sum())
+    return torch.stack(found)
+
+
+def test_the_loss_with_a_bonus_and_its_gradient_are_those_of_xpo(world: World, tmp_path: Path) -> None:
+    """Away from the reference: the mean of DPO loss + alpha · log policy(reference's response), padding left out."""
+    learner, alpha = world.learner, 0.02
+    rows = step_rows(learner, *labelled(world), alpha)
+    for number, row in enumerate(rows):
+        row["bonus_ids"] = row["bonus_ids"][: 1 + number]  # ragged, whatever was sampled
+    assert len({len(row["prompt_ids"]) + len(row["bonus_ids"]) for row in rows}) > 1
+    with learner._restored_model():
+        trainer = learner._trainer(rows, str(tmp_path), 0, alpha)
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
+        loss.backward()
+        gradient = {name: value.grad.clone() for name, value in learner._policy._adapter()}
+
+    with torch.no_grad(), learner._policy.as_reference():
+        references = [response_logprobs(learner, rows, key) for key in ("chosen_ids", "rejected_ids")]
+    chosen, rejected = (
+        response_logprobs(learner, rows, key) - reference
+        for key, reference in zip(("chosen_ids", "rejected_ids"), references, strict=True)
+    )
+    dpo = torch.log1p(torch.exp(-learner._settings.beta * (chosen - rejected)))
+    bonus = response_logprobs(learner, rows, "bonus_ids")
+    expected = (dpo + alpha * bonus).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    for name, value in learner._policy._adapter():
+        torch.testing.assert_close(gradient[name], value.grad, rtol=1e-3, atol=1e-5)
+    learner._policy.model.zero_grad(set_to_none=True)
+
+
+def test_without_a_bonus_the_step_is_trls_own(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit, with one number drawn from the learner's generator and nothing sampled."""
+    learner, (pool, preferences) = world.learner, labelled(world)
+    state, rng = learner.state_dict(), copy.deepcopy(learner._rng)
+    with untouched_generators(), quiet(), learner._restored_model():
+        trainer = learner._trainer(token_rows(learner._policy, pool, preferences), str(tmp_path), torch_seed(rng))
+        trainer.data_collator = DataCollatorForPreference(pad_token_id=learner._policy.language_model.pad_id)
+        trainer.compute_loss = MethodType(DPOTrainer.compute_loss, trainer)
+        trainer.train()
+    expected = weights(learner)[1]
+    monkeypatch.setattr("prefenv.llm.learner.sample_responses", None)
+    for bonus in ((), (0.0,)):
+        learner.load_state_dict(state)
+        learner.step(pool, preferences, *bonus)
+        found = weights(learner)[1]
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+        assert learner._rng.bit_generator.state == rng.bit_generator.state
+
+
+def test_a_large_bonus_leads_away_from_what_the_reference_says(world: World) -> None:
+    learner, (pool, preferences) = world.learner, labelled(world)
+    state = learner.state_dict()
+    rows = step_rows(learner, pool, preferences, 10.0)
+    with_bonus = response_logprobs(learner, rows, "bonus_ids").mean().item()
+    learner.load_state_dict(state)
+    learner.step(pool, preferences)
+    without = response_logprobs(learner, rows, "bonus_ids").mean().item()
+    assert with_bonus < without - 1.0  # nats
+
+
+def test_bonus_responses_are_the_references_own(
+    world: World, language_model: LanguageModel, tiny_settings: LLMSettings
+) -> None:
+    """Those of a model that never had an adapter, sampled as the world samples, by the learner's generator."""
+    learner = world.learner
+    for _ in range(2):
+        learner.step(*labelled(world))
+    pool, preferences = labelled(world)
+    policy, rng = learner.state_dict(), copy.deepcopy(learner._rng)
+    found = [row["bonus_ids"] for row in step_rows(learner, pool, preferences, 0.1)]
+    torch_seed(rng)  # the trainer's
+    seed = torch_seed(rng)
+    assert learner._rng.bit_generator.state == rng.bit_generator.state
+    sampling = Sampling(
+        tiny_settings.max_new_tokens, tiny_settings.temperature, tiny_settings.generation_batch_size
+    )  # fmt: skip
+
+    def written(by: LanguageModel) -> list[list[int]]:
+        return [list(response.token_ids) for (response,) in sample_responses(by, pool.prompts, 1, sampling, seed)]
+
+    assert found == written(language_model)
+    learner.load_state_dict(policy)
+    assert found != written(learner._policy.language_model)
+
+
+def test_every_bonus_response_belongs_to_its_labels_prompt(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Defect 1, by numbers: each response spells the number of its prompt; labels in no order, one prompt twice."""
+    learner, pool = world.learner, world.source.draw()
+    preferences = Preferences(np.array([4, 1, 4, 6, 0]), np.array([0, 2, 1, 0, 1]), np.array([1, 0, 2, 2, 2]))
+
+    def number(
+        language_model: LanguageModel, prompts: Sequence[Prompt], n_each: int, sampling: Sampling, seed: int
+    ) -> list[list[Response]]:
+        assert len({prompt.id for prompt in prompts}) == len(prompts) == 4
+        return [[Response(prompt.id, "", (prompt.id,) * (1 + prompt.id % 3), 0.0)] * n_each for prompt in prompts]
+
+    monkeypatch.setattr("prefenv.llm.learner.sample_responses", number)
+    rows = step_rows(learner, pool, preferences, 0.1)
+    with learner._restored_model():
+        trainer = learner._trainer(rows, str(tmp_path), 0, 0.1)
+        fed = trainer.data_collator(list(trainer.train_dataset))["bonus"]
+    for place, label in enumerate(preferences.prompt):
+        prompt = pool.prompts[label]
+        response = [prompt.id] * (1 + prompt.id % 3)
+        ids, labels = fed["input_ids"][place], fed["labels"][place]
+        assert rows[place]["bonus_ids"] == response
+        assert ids[fed["attention_mask"][place] == 1].tolist() == (
+            learner._policy.language_model.prompt_ids(prompt) + response
+        )
+        assert labels[labels != -100].tolist() == ids[labels != -100].tolist() == response
+
+
+def test_a_restored_learner_goes_on_exactly_with_a_bonus(world: World, make_tiny: Callable[[], World]) -> None:
+    learner, (pool, preferences) = world.learner, labelled(world)
+    first = step_rows(learner, pool, preferences, 0.1)
+    state = copy.deepcopy(learner.state_dict())
+    second = step_rows(learner, pool, preferences, 0.1)
+    expected = learner.state_dict()
+    assert [row["bonus_ids"] for row in first] != [row["bonus_ids"] for row in second]  # each step samples anew
+    for restored in (learner, make_tiny().learner):
+        restored.load_state_dict(state)
+        assert step_rows(restored, pool, preferences, 0.1) == second
+        np.testing.assert_equal(restored.state_dict(), expected)
+
+
+@pytest.mark.parametrize("alpha", [-1e-5, float("nan"), float("inf")])
+def test_a_bonus_that_cannot_be_is_refused(world: World, alpha: float) -> None:
+    pool, preferences = labelled(world)
+    _, before = weights(world.learner)
+    for labels in (preferences, Preferences(NOBODY, NOBODY, NOBODY)):
+        with pytest.raises(ValueError, match=f"exploration_bonus={alpha} must be 0 or more, and finite"):
+            world.learner.step(pool, labels, alpha)
+    _, after = weights(world.learner)
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -35,12 +35,26 @@ KINDS = {
     "everything": {"world": EVERYTHING, "privileged": True},
     "one round": {"n_prompts": 4, "budget": 3},
     "hardly any label": {"world": prefenv.world_settings("synthetic", n_prompts=1, oracle_tie=3.0)},
-}
+    "SEA": {"recipe": prefenv.Recipe(self_labelled=0.3, burn_in=2)},
+    "XPO": {"recipe": prefenv.Recipe(exploration_bonus=0.01)},
+    "labels by generators": {"recipe": prefenv.Recipe(labels="generator")},
+    "all at once": {
+        "world": EVERYTHING, "budget": 60,
+        "recipe": prefenv.Recipe("generator", self_labelled=0.5, exploration_bonus=0.5),
+    },
+    "anywhere": {"id": "PrefAcquireBudget-v0"},
+    "anywhere, one label": {"id": "PrefAcquireBudget-v0", "labels_per_round": 1, "budget": 7, "privileged": True},
+    "anywhere, most asked twice": {
+        "id": "PrefAcquireBudget-v0", "world": EVERYTHING, "n_prompts": 2, "n_candidates": 3, "labels_per_round": 5,
+        "budget": 23, "recipe": prefenv.Recipe(self_labelled=0.25, burn_in=1),
+    },
+}  # fmt: skip
 
 
 def pair(kind):
     one, other = (
-        gym.make_vec("PrefAcquire-v0", num_envs=B, vectorization_mode=mode, **KINDS[kind]) for mode in (None, "sync")
+        gym.make_vec(**{"id": "PrefAcquire-v0"} | KINDS[kind], num_envs=B, vectorization_mode=mode)
+        for mode in (None, "sync")
     )
     assert isinstance(one, PrefAcquireVectorEnv)
     assert isinstance(other, SyncVectorEnv)
@@ -243,8 +257,7 @@ def test_wrong_arguments_are_told():
 
 
 def test_other_forms_and_wrappers_use_gymnasiums_own_vectors():
-    envs = gym.make_vec("PrefAcquireBudget-v0", num_envs=2)
-    assert isinstance(envs, SyncVectorEnv)
+    assert isinstance(gym.make_vec("PrefAcquireSequential-v0", num_envs=2), SyncVectorEnv)
     wrapped = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec("PrefAcquire-v0", num_envs=2, budget=16))
     wrapped.reset(seed=0)
     for _ in range(2):
