@@ -10,9 +10,9 @@ from typing import Any
 
 from gymnasium import spaces
 
-from agents.heuristic import ScoreAgent
-from agents.scores import Score, baseline, intervals, policy, thompson
-from prefenv.types import unknown_name
+from agents.heuristic import DesignAgent, ScoreAgent
+from agents.scores import Score, baseline, duels, intervals, policy, samples, thompson
+from prefenv.types import Recipe, unknown_name
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class AgentSpec:
             the score from such settings.
         privileged: sees the oracle's scores.
         learned: ``method`` makes the score.
+        design: ``method`` is a :class:`~agents.scores.Design`: it chooses pairs together and remembers the episode.
+        recipe: where the method also says how labels are made or learned from, what makes the environment's ``recipe``
+            from keyword-only settings.
         aliases: other names that :func:`spec` and :func:`make` take.
     """
 
@@ -40,12 +43,18 @@ class AgentSpec:
     method: Callable[..., Any]
     privileged: bool = False
     learned: bool = False
+    design: bool = False
+    recipe: Callable[..., Recipe] | None = None
     aliases: tuple[str, ...] = ()
 
     def settings(self) -> dict[str, Any]:
-        """Name → default of each setting."""
-        parameters = inspect.signature(self.method).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        """Name → default of each setting, of the choice and of the recipe."""
+        return _keywords(self.method) | (_keywords(self.recipe) if self.recipe else {})
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _load_learned(*, weights: str | None = None) -> Score:
@@ -65,35 +74,95 @@ def _load_learned(*, weights: str | None = None) -> Score:
     return load_score(weights)
 
 
+def _sea_recipe(*, share: float = 0.3, burn_in: int = 5) -> Recipe:
+    """SEA's own labels, with the share and the burn-in of its public code."""
+    return Recipe(self_labelled=share, burn_in=burn_in)
+
+
+def _xpo_recipe(*, alpha: float = 1e-5) -> Recipe:
+    """XPO's bonus, with the weight of the public code of [Random Is Hard to Beat]."""
+    return Recipe(exploration_bonus=alpha)
+
+
+def _deltaqwen_recipe() -> Recipe:
+    """The stronger generator's response is the chosen one."""
+    return Recipe(labels="generator")
+
+
 AUF = "ActiveUltraFeedback, arXiv 2603.09692"
 APL = "APL, arXiv 2402.08114; Random Is Hard to Beat, arXiv 2604.02766"
+
+RVA = "Random Is Hard to Beat, arXiv 2604.02766"
+SEA = "SEA, arXiv 2411.01493"
 
 AGENTS: dict[str, AgentSpec] = {
     spec.key: spec
     for spec in (
         AgentSpec("random", "baseline", "uniform over pairs", "baseline of both papers", "2", baseline.random),
-        AgentSpec("dts", "two best", "best of one posterior draw against best of another", AUF, "2", thompson.dts),
-        AgentSpec("drts", "large gap", "best of one posterior draw against worst of another", AUF, "2", thompson.drts),
-        AgentSpec("deltaucb", "large gap", "largest optimistic gap of the rewards", AUF, "2", intervals.deltaucb),
-        AgentSpec("infomax", "exploration", "widest interval of the preference chance", AUF, "2", intervals.infomax),
-        AgentSpec(
-            "maxminlcb", "two best", "best worst-case lower bound against the opponent that makes it so",
-            f"MaxMinLCB, arXiv 2406.16745; {AUF}", "2", intervals.maxminlcb,
-        ),
-        AgentSpec(
-            "margin", "large gap", "largest gap of the policy's implicit reward", APL, "2", policy.margin,
-            aliases=("rmargin",),
-        ),
-        AgentSpec("apl", "large gap", "prompts of high entropy first, then the largest margin", APL, "2", policy.apl),
-        AgentSpec(
-            "deltaqwen", "large gap", "strongest generator against weakest", f"Delta, arXiv 2507.06187; {AUF}", "0",
-            baseline.deltaqwen, aliases=("delta-generator",),
-        ),
         AgentSpec(
             "ultrafeedback", "large gap", "oracle's best of four drawn candidates against another of them",
             f"UltraFeedback, arXiv 2310.01377; {AUF}", "4", baseline.ultrafeedback, privileged=True,
         ),
         AgentSpec("maxmin", "large gap", "oracle's best against its worst", AUF, "m", baseline.maxmin, privileged=True),
+        AgentSpec(
+            "deltaqwen", "large gap", "strongest generator against weakest, labelled by just that",
+            f"Delta, arXiv 2507.06187; {AUF}", "0", baseline.deltaqwen, recipe=_deltaqwen_recipe,
+            aliases=("delta-generator",),
+        ),
+        AgentSpec("drts", "large gap", "best of one posterior draw against worst of another", AUF, "2", thompson.drts),
+        AgentSpec("deltaucb", "large gap", "largest optimistic gap of the rewards", AUF, "2", intervals.deltaucb),
+        AgentSpec(
+            "deltaquantile", "large gap", "a pair near a quantile of the optimistic gaps", f"code of {AUF}", "2",
+            intervals.deltaquantile,
+        ),
+        AgentSpec(
+            "margin", "large gap", "largest gap of the policy's implicit reward", APL, "2", policy.margin,
+            aliases=("rmargin",),
+        ),
+        AgentSpec(
+            "dts", "dueling bandit", "best of one posterior draw against best of another", AUF, "2", thompson.dts
+        ),
+        AgentSpec(
+            "maxminlcb", "dueling bandit", "best worst-case lower bound against the opponent that makes it so",
+            f"MaxMinLCB, arXiv 2406.16745; {AUF}", "2", intervals.maxminlcb,
+        ),
+        AgentSpec(
+            "infogain", "dueling bandit", "best of one posterior draw against the opponent with the widest interval",
+            f"{AUF}; {SEA}", "2", duels.infogain,
+        ),
+        AgentSpec(
+            "sea", "dueling bandit", "best of one posterior draw against the least known gap; labels of its own",
+            SEA, "2", samples.sea, recipe=_sea_recipe,
+        ),
+        AgentSpec(
+            "ids", "dueling bandit", "least squared regret for the information about the duel",
+            f"arXiv 2105.11802; code of {AUF}", "2", duels.ids,
+        ),
+        AgentSpec(
+            "rucb", "dueling bandit", "one that may be best against the likeliest to beat it",
+            f"RUCB, arXiv 1312.3393; code of {AUF}", "2", duels.rucb,
+        ),
+        AgentSpec(
+            "eubo", "dueling bandit", "largest expected reward of the better one", "EUBO, arXiv 2203.11382", "2",
+            samples.eubo,
+        ),
+        AgentSpec("infomax", "exploration", "widest interval of the preference chance", AUF, "2", intervals.infomax),
+        AgentSpec(
+            "bald", "exploration", "most information between the label and the posterior draw",
+            "BALD, arXiv 1112.5745", "2", samples.bald,
+        ),
+        AgentSpec(
+            "variance", "exploration", "least known gap of the rewards", "optimal design", "2", samples.variance
+        ),
+        AgentSpec(
+            "least-confidence", "exploration", "preference chance nearest to one half", RVA, "2",
+            intervals.least_confidence,
+        ),
+        AgentSpec(
+            "xpo", "exploration", "pairs at random; the learner's loss has a bonus for leaving the reference",
+            f"XPO, arXiv 2405.21046; {RVA}", "2", baseline.random, recipe=_xpo_recipe,
+        ),
+        AgentSpec("apl", "prompts", "prompts of high entropy first, then the largest margin", APL, "2", policy.apl),
         AgentSpec(
             "oracle-greedy", "reference", "largest expected one-step gain in win rate, by the world's own truth",
             "reference for headroom", "m", baseline.oracle_greedy, privileged=True,
@@ -127,7 +196,9 @@ def spec(key: str) -> AgentSpec:
     return AGENTS[_KEY_OF[key]]
 
 
-def make(key: str, action_space: spaces.Space | None = None, seed: int | None = None, **settings: Any) -> ScoreAgent:
+def make(
+    key: str, action_space: spaces.Space | None = None, seed: int | None = None, **settings: Any
+) -> ScoreAgent | DesignAgent:
     """The agent of a key.
 
     Args:
@@ -136,7 +207,8 @@ def make(key: str, action_space: spaces.Space | None = None, seed: int | None = 
             anywhere from one pair a prompt; None is one pair a prompt (or one pair, where the observation has
             ``selected``).
         seed: of the agent's own draws.
-        **settings: the method's, by name, as its docstring has them.
+        **settings: the method's, by name, as its docstring has them. Those of its recipe are for the environment, see
+            :func:`recipe`.
 
     Raises:
         ValueError: no such agent or setting; the closest is named.
@@ -145,9 +217,35 @@ def make(key: str, action_space: spaces.Space | None = None, seed: int | None = 
         >>> make("drts", seed=0, draw="interval").score.keywords
         {'draw': 'interval'}
     """
+    entry = _known(key, settings)
+    own = {name: value for name, value in settings.items() if name in _keywords(entry.method)}
+    score = entry.method(**own) if entry.learned else partial(entry.method, **own)
+    return (DesignAgent if entry.design else ScoreAgent)(score, action_space, seed)
+
+
+def recipe(key: str, **settings: Any) -> Recipe:
+    """What an environment has to be told for a method to be complete: ``gym.make(..., recipe=agents.recipe(key))``.
+
+    Args:
+        key: one of :func:`keys`, or an alias. Most methods only choose, and their recipe is the plain one.
+        **settings: as in :func:`make`.
+
+    Raises:
+        ValueError: as :func:`make`; or a value that cannot be.
+
+    >>> recipe("sea", share=0.2)
+    Recipe(labels='oracle', self_labelled=0.2, burn_in=5, exploration_bonus=0.0)
+    """
+    entry = _known(key, settings)
+    if entry.recipe is None:
+        return Recipe()
+    return entry.recipe(**{name: value for name, value in settings.items() if name in _keywords(entry.recipe)})
+
+
+def _known(key: str, settings: dict[str, Any]) -> AgentSpec:
+    """The entry of a key whose settings these are."""
     entry = spec(key)
     for name in settings:
         if name not in entry.settings():
             raise unknown_name(f"setting of agent '{key}'", name, entry.settings())
-    score = entry.method(**settings) if entry.learned else partial(entry.method, **settings)
-    return ScoreAgent(score, action_space, seed)
+    return entry

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from agents.scores import FloatArray, Observation
-from prefenv.spaces import pair_mask
+from prefenv.spaces import n_pairs, pair_mask
 
 IntArray = NDArray[np.int64]
 
@@ -20,9 +20,10 @@ def _legal_scores(score: FloatArray, legal: NDArray[np.bool_]) -> FloatArray:
     """
     if score.shape != legal.shape:
         raise ValueError(f"scores of shape {score.shape} for pairs of shape {legal.shape}")
-    if np.any(np.isnan(score) & legal):
+    values = score if legal.all() else np.where(legal, score, -np.inf)
+    if np.isnan(values.max(axis=-1)).any():  # a maximum is NaN where any value is
         raise ValueError("a score is NaN: the method met numbers that it cannot rank")
-    return np.where(legal, score, -np.inf)
+    return values
 
 
 def best_of_each_prompt(score: FloatArray, legal: NDArray[np.bool_], rng: np.random.Generator) -> IntArray:
@@ -31,14 +32,20 @@ def best_of_each_prompt(score: FloatArray, legal: NDArray[np.bool_], rng: np.ran
     Args:
         score: (..., n, P).
         legal: (..., n, P) bool, at least one pair a prompt.
-        rng: one uniform array of the shape of ``score`` is drawn.
+        rng: a uniform number is drawn for each prompt.
 
     >>> best_of_each_prompt(np.array([[0.0, 2.0]]), np.array([[True, True]]), np.random.default_rng(0))
     array([1])
     """
     values = _legal_scores(score, legal)
-    tied = (values == values.max(axis=-1, keepdims=True)) & legal
-    return np.where(tied, rng.random(score.shape), -1.0).argmax(axis=-1)
+    best = values.argmax(axis=-1)
+    tied = values == np.take_along_axis(values, best[..., None], axis=-1)
+    share = rng.random(best.shape)
+    if np.count_nonzero(tied) > best.size:
+        tied &= legal  # -inf may be the best there is, of a pair that exists and of others
+        count = tied.cumsum(axis=-1)
+        best = (count <= (share * count[..., -1])[..., None]).sum(axis=-1)  # the place of the drawn one of them
+    return np.asarray(best)
 
 
 def best_of_pool(score: FloatArray, legal: NDArray[np.bool_], k: int, rng: np.random.Generator) -> IntArray:
@@ -52,19 +59,58 @@ def best_of_pool(score: FloatArray, legal: NDArray[np.bool_], k: int, rng: np.ra
     """
     *lead, n, pairs = score.shape
     values = _legal_scores(score, legal).reshape(*lead, n * pairs)
-    illegal = ~legal.reshape(values.shape)
-    order = np.lexsort((rng.random(values.shape), -values, illegal), axis=-1)  # the last key counts first
-    return order[..., :k]
+    illegal, tie_noise = ~legal.reshape(values.shape), rng.random(values.shape)
+    size = values.shape[-1]
+    if k < size:  # the k best in any order, so that only they have to be sorted
+        worst = np.partition(values, size - k, axis=-1)[..., size - k, None]
+        late = np.where(values > worst, -1.0, np.where(values == worst, tie_noise + illegal, 3.0))
+        best = np.argpartition(late, k - 1, axis=-1)[..., :k]
+        values, illegal, tie_noise = (np.take_along_axis(a, best, axis=-1) for a in (values, illegal, tie_noise))
+    else:
+        best = np.broadcast_to(np.arange(size), values.shape)
+    order = np.lexsort((tie_noise, -values, illegal), axis=-1)  # the last key counts first
+    return np.take_along_axis(best, order, axis=-1)
 
 
 def legal_pairs(observation: Observation) -> NDArray[np.bool_]:
     """(..., n, P) bool: both candidates exist, and the pair is not selected already this round."""
-    legal = pair_mask(observation["mask"])
+    mask = np.asarray(observation["mask"])
+    every = np.broadcast_to(np.bool_(True), (*mask.shape[:-1], n_pairs(mask.shape[-1])))
+    legal = every if mask.all() else pair_mask(mask)
     if "selected" not in observation:
         return legal
     open_ = legal & ~np.asarray(observation["selected"], dtype=bool).reshape(legal.shape)
     any_open = open_.any(axis=(-2, -1), keepdims=True)
     return np.where(any_open, open_, legal)
+
+
+def form_of(observation: Observation, action_space: spaces.Space | None) -> tuple[int, bool]:
+    """How many pairs an action names, and whether that is one for each prompt.
+
+    Args:
+        observation: its mask, and whether it has ``selected``.
+        action_space: of one environment. ``MultiDiscrete([P] * n)`` (or None): n, one for each prompt.
+            ``MultiDiscrete([n·P] * k)``: k anywhere. ``Discrete(n·P)`` (or None with ``selected``): 1 anywhere.
+
+    Raises:
+        ValueError: the space fits none of these for this observation.
+    """
+    n, m = observation["mask"].shape[-2:]
+    pairs = n_pairs(m)
+    if isinstance(action_space, spaces.Discrete) or (action_space is None and "selected" in observation):
+        if action_space is None or action_space.n == n * pairs:
+            return 1, False
+    elif action_space is None or _is(action_space, [pairs] * n):
+        return n, True
+    elif isinstance(action_space, spaces.MultiDiscrete):
+        k = len(action_space.nvec)
+        if _is(action_space, [n * pairs] * k):
+            return k, False
+    raise ValueError(f"{action_space} does not choose among {n} prompts × {pairs} pairs: is it of another environment?")
+
+
+def _is(space: spaces.Space, nvec: list[int]) -> bool:
+    return isinstance(space, spaces.MultiDiscrete) and list(space.nvec) == nvec
 
 
 def choose(
@@ -75,26 +121,36 @@ def choose(
     Args:
         score: (..., n, P).
         observation: its mask and selected pairs.
-        action_space: of one environment. ``MultiDiscrete([P] * n)`` (or None): a pair a prompt, (..., n).
-            ``MultiDiscrete([n·P] * k)``: k anywhere, (..., k). ``Discrete(n·P)``: one anywhere, (...).
+        action_space: of one environment, as in :func:`form_of`: the action is (..., n) pairs, (..., k) of
+            prompt · P + pair, or (...) of these.
         rng: breaks ties.
 
     Raises:
-        ValueError: the space fits none of these for this observation.
+        ValueError: as :func:`form_of`; a score that counts is NaN.
     """
+    k, each_prompt = form_of(observation, action_space)
     legal = legal_pairs(observation)
-    n, pairs = legal.shape[-2:]
-    if isinstance(action_space, spaces.Discrete) or (action_space is None and "selected" in observation):
-        if action_space is None or action_space.n == n * pairs:
-            return best_of_pool(score, legal, 1, rng)[..., 0]
-    elif action_space is None or _is(action_space, [pairs] * n):
+    if each_prompt:
         return best_of_each_prompt(score, legal, rng)
-    elif isinstance(action_space, spaces.MultiDiscrete):
-        k = len(action_space.nvec)
-        if _is(action_space, [n * pairs] * k):
-            return best_of_pool(score, legal, k, rng)
-    raise ValueError(f"{action_space} does not choose among {n} prompts × {pairs} pairs: is it of another environment?")
+    best = best_of_pool(score, legal, k, rng)
+    one = isinstance(action_space, spaces.Discrete) or action_space is None
+    return best[..., 0] if one else best
 
 
-def _is(space: spaces.Space, nvec: list[int]) -> bool:
-    return isinstance(space, spaces.MultiDiscrete) and list(space.nvec) == nvec
+def chosen_pairs(action: IntArray, legal: NDArray[np.bool_], each_prompt: bool) -> tuple[IntArray, IntArray]:
+    """(..., k) int64 prompts and (..., k) int64 pairs of an action.
+
+    Args:
+        action: as :func:`choose` makes it.
+        legal: (..., n, P).
+        each_prompt: the form, as :func:`form_of` says it.
+
+    >>> prompt, pair = chosen_pairs(np.array([2, 0]), np.ones((2, 3), dtype=bool), each_prompt=True)
+    >>> prompt, pair
+    (array([0, 1]), array([2, 0]))
+    """
+    n, pairs = legal.shape[-2:]
+    if each_prompt:
+        return np.broadcast_to(np.arange(n), action.shape), action
+    slots = action.reshape(*legal.shape[:-2], -1)
+    return slots // pairs, slots % pairs

@@ -19,8 +19,8 @@ def random(observation: Observation, rng: np.random.Generator) -> FloatArray:
 def deltaqwen(observation: Observation, rng: np.random.Generator) -> FloatArray:
     """Strongest generator against weakest: ``|g_i - g_j|`` [Delta, arXiv 2507.06187; AUF, arXiv 2603.09692].
 
-    Needs no judge as published: there the stronger generator's response counts as chosen. Here the environment's oracle
-    still labels the pair, so that all methods learn from the same kind of label.
+    Needs no judge: with its recipe, ``Recipe(labels="generator")``, the environment takes the stronger generator's
+    response for the chosen one, right or wrong. Without, the oracle labels the pair like any other.
 
     It assumes that the pool numbers its generators in the order of their public strength, and that strength shows in
     the responses. Where one model wrote all of them, all pairs are equal and it is ``random``.
@@ -70,8 +70,9 @@ def ultrafeedback(observation: Observation, rng: np.random.Generator, *, candida
     mask = np.asarray(observation["mask"], dtype=bool)
     *lead, m = mask.shape
     order_noise, tie_noise, opponent_noise = np.moveaxis(rng.random((*lead, 3, m)), -2, 0)
-    place = np.where(mask, order_noise, 2.0).argsort(axis=-1).argsort(axis=-1)  # those that do not exist come last
-    drawn = mask & (place < count)
+    place = np.where(mask, order_noise, 2.0)  # those that do not exist come last
+    last = np.partition(place, min(count, m) - 1, axis=-1)[..., min(count, m) - 1, None]
+    drawn = mask & (place <= last)
     first = best(score, drawn, tie_noise)
     others = drawn & (np.arange(m) != first[..., None])
     return one_hot(first, np.where(others, opponent_noise, -1.0).argmax(axis=-1), m)

@@ -23,11 +23,16 @@ def best(values: FloatArray, allowed: NDArray[np.bool_], tie_noise: FloatArray) 
     >>> best(np.array([2.0, 9.0, 2.0]), np.array([True, False, True]), np.array([0.1, 0.9, 0.7]))
     array(2)
     """
-    if np.any(np.isnan(values) & allowed):
+    if not allowed.all():
+        values = np.where(allowed, values, -np.inf)
+    first = values.argmax(axis=-1)
+    largest = np.take_along_axis(values, first[..., None], axis=-1)
+    if np.isnan(largest).any():  # argmax stops at a NaN
         raise ValueError("a candidate's value is NaN: the method met numbers that it cannot rank")
-    values = np.where(allowed, values, -np.inf)
-    tied = (values == values.max(axis=-1, keepdims=True)) & allowed
-    return np.asarray(np.where(tied, tie_noise, -1.0).argmax(axis=-1))
+    tied = values == largest
+    if np.count_nonzero(tied) == first.size:
+        return np.asarray(first)
+    return np.asarray(np.where(tied & allowed, tie_noise, -1.0).argmax(axis=-1))
 
 
 def one_hot(first: NDArray[np.int64], second: NDArray[np.int64], m: int) -> FloatArray:

@@ -7,14 +7,17 @@ the public code of [AUF, arXiv 2603.09692] does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.scores import FloatArray, Observation
 from agents.scores.picks import best, one_hot
 
 Draw = Literal["joint", "interval"]
+Draws = Callable[[slice, NDArray[np.bool_]], FloatArray]
 
 
 def dts(
@@ -25,6 +28,7 @@ def dts(
     The second is drawn again while it equals the first, at most ``redraws`` draws in all (fewer if there are fewer
     joint draws), then taken uniformly from the others. Once the posterior is sure of one best candidate, that fallback
     is what chooses the opponent. All other pairs score alike, so a budget beyond one pair a prompt is filled at random.
+    The public code of [AUF] falls back on any candidate, so the first may meet itself there.
 
     Args:
         observation: with ``reward_samples`` (..., S, n, m) for joint draws, else ``reward_mean`` and ``reward_std``.
@@ -51,6 +55,8 @@ def drts(
 ) -> FloatArray:
     """Double reverse Thompson sampling: the best of one draw against the worst of another [AUF].
 
+    The public code of [AUF] differs as for :func:`dts`: there the first may meet itself.
+
     Arguments, result and errors as in :func:`dts`.
     """
     return _drawn_pair(observation, rng, draw, width, redraws, second_sign=-1.0)
@@ -67,42 +73,88 @@ def _drawn_pair(
     if redraws < 1:
         raise ValueError(f"redraws={redraws} must be at least 1")
     mask = np.asarray(observation["mask"], dtype=bool)
-    if draw == "joint":
-        draws, tie_noise = _joint_draws(observation, rng, redraws)
-    elif draw == "interval":
-        draws, tie_noise = _interval_draws(observation, rng, width, redraws)
-    else:
-        raise ValueError(f"draw={draw!r} must be 'joint' or 'interval'")
-    first = best(draws[..., 0, :], mask, tie_noise[..., 0, :])  # (..., n)
-    others = mask & (np.arange(mask.shape[-1]) != first[..., None])
-    later = best(second_sign * draws[..., 1:, :], mask[..., None, :], tie_noise[..., 1:2, :])  # (..., n, redraws)
-    differs = later != first[..., None]
-    drawn = np.take_along_axis(later, differs.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    m = mask.shape[-1]
+    draws, tie_noise = posterior_draws(observation, rng, draw, width, count=1 + redraws)
+    first = best_of_a_draw(draws, mask, tie_noise)
+    second = first.copy()
+    for which in (slice(1, 2), slice(2, None)):  # further draws only where the second one names the first again
+        rows = second == first
+        again = draws(which, rows)
+        if again.size:
+            later = best(second_sign * again, mask[rows][:, None], tie_noise[rows][:, 1:2])
+            differs = later != first[rows][:, None]
+            second[rows] = np.take_along_axis(later, differs.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    others = mask & (np.arange(m) != first[..., None])
     fallback = np.where(others, tie_noise[..., 2, :], -1.0).argmax(axis=-1)
-    second = np.where(differs.any(axis=-1), drawn, fallback)
-    return one_hot(first, second, mask.shape[-1])
+    return one_hot(first, np.where(second != first, second, fallback), m)
 
 
-def _joint_draws(observation: Observation, rng: np.random.Generator, redraws: int) -> tuple[FloatArray, FloatArray]:
-    """Draws (..., n, 1 + redraws or S, m) in an order shuffled for each prompt, and noise (..., n, 3, m)."""
-    samples = np.moveaxis(np.asarray(observation["reward_samples"], dtype=np.float64), -3, -2)  # (..., n, S, m)
+def best_of_a_draw(draws: Draws, mask: NDArray[np.bool_], tie_noise: FloatArray) -> NDArray[np.int64]:
+    """(..., n) int64: the best candidate of each prompt in the first of the draws that :func:`posterior_draws` gives."""
+    every = draws(slice(0, 1), np.ones(mask.shape[:-1], dtype=bool))
+    return best(every.reshape(mask.shape), mask, tie_noise[..., 0, :])
+
+
+def posterior_draws(
+    observation: Observation, rng: np.random.Generator, draw: Draw, width: float, count: int
+) -> tuple[Draws, FloatArray]:
+    """Draws of every candidate's reward, made when asked for, and noise for ties.
+
+    Args:
+        observation: as in :func:`dts`.
+        rng: one uniform array is drawn.
+        draw: "joint" or "interval".
+        width: half the interval in standard deviations; only with draw="interval".
+        count: draws for each prompt; of joint draws at most S.
+
+    Returns:
+        A function (which of the draws, which prompts: (..., n) bool) → (prompts asked for, draws asked for, m); and
+        (..., n, 3, m) uniform noise.
+
+    Raises:
+        ValueError: another ``draw``, fewer than two joint draws, a negative width.
+
+    >>> belief = {"reward_mean": np.array([[0.0, 1.0]]), "reward_std": np.array([[0.0, 0.0]])}
+    >>> draws, noise = posterior_draws(belief, np.random.default_rng(0), "interval", width=1.0, count=2)
+    >>> draws(slice(0, 2), np.array([True]))
+    array([[[0., 1.],
+            [0., 1.]]])
+    """
+    if draw == "joint":
+        return _joint_draws(observation, rng, count)
+    if draw == "interval":
+        return _interval_draws(observation, rng, width, count)
+    raise ValueError(f"draw={draw!r} must be 'joint' or 'interval'")
+
+
+def _joint_draws(observation: Observation, rng: np.random.Generator, count: int) -> tuple[Draws, FloatArray]:
+    """The draws of the observation in an order shuffled for each prompt."""
+    samples = np.moveaxis(np.asarray(observation["reward_samples"]), -3, -2)  # (..., n, S, m)
     *lead, n, n_samples, m = samples.shape
     if n_samples < 2:
-        raise ValueError("two Thompson draws need n_samples of at least 2 in the observation")
+        raise ValueError("Thompson draws need n_samples of at least 2 in the observation")
     noise = rng.random((*lead, n, n_samples + 3 * m))
-    order = noise[..., :n_samples].argsort(axis=-1)[..., : 1 + redraws]
-    draws = np.take_along_axis(samples, order[..., None], axis=-2)
+    order = noise[..., :n_samples].argsort(axis=-1)[..., :count]
+
+    def draws(which: slice, rows: NDArray[np.bool_]) -> FloatArray:
+        taken = np.nonzero(rows)
+        return samples[(*(index[:, None] for index in taken), order[taken][:, which])].astype(np.float64)
+
     return draws, noise[..., n_samples:].reshape(*lead, n, 3, m)
 
 
 def _interval_draws(
-    observation: Observation, rng: np.random.Generator, width: float, redraws: int
-) -> tuple[FloatArray, FloatArray]:
-    """Draws (..., n, 1 + redraws, m), each uniform in its candidate's interval, and noise (..., n, 3, m)."""
+    observation: Observation, rng: np.random.Generator, width: float, count: int
+) -> tuple[Draws, FloatArray]:
+    """Draws that are uniform in each candidate's interval."""
     if not 0 <= width < np.inf:
         raise ValueError(f"width={width} standard deviations must be 0 or more, and finite")
     mean = np.asarray(observation["reward_mean"], dtype=np.float64)
     std = np.asarray(observation["reward_std"], dtype=np.float64)
-    noise = rng.random((*mean.shape[:-1], 1 + redraws + 3, mean.shape[-1]))
-    draws = mean[..., None, :] + width * std[..., None, :] * (2 * noise[..., :-3, :] - 1)
-    return draws, noise[..., -3:, :]
+    noise = rng.random((*mean.shape[:-1], count + 3, mean.shape[-1]))
+
+    def draws(which: slice, rows: NDArray[np.bool_]) -> FloatArray:
+        share = noise[..., :count, :][rows][:, which]
+        return mean[rows][:, None] + width * std[rows][:, None] * (2 * share - 1)
+
+    return draws, noise[..., count:, :]

@@ -14,8 +14,10 @@ from agents.scores import baseline, intervals, picks, thompson
 from prefenv.spaces import n_pairs, pair_index, pair_table
 from tests.conftest import make_observation
 
-HEURISTICS = [key for key, spec in agents.AGENTS.items() if not spec.learned]
-SAMPLED = ["random", "dts", "drts", "ultrafeedback"]  # the others are functions of the observation, but for ties
+METHODS = [key for key, spec in agents.AGENTS.items() if not spec.learned]
+HEURISTICS = [key for key in METHODS if not agents.spec(key).design]  # those with a score of their own
+# the others are functions of the observation, but for ties
+SAMPLED = ["random", "xpo", "dts", "drts", "infogain", "sea", "rucb", "ultrafeedback"]
 
 
 def score_of(key, observation, seed=0, **settings_):
@@ -105,7 +107,7 @@ def test_shape_and_batch(key, n, m):
     assert score_of(key, make_observation(rng, batch=(2, 5), n=n, m=m)).shape == (2, 5, n, n_pairs(m))
 
 
-@pytest.mark.parametrize("key", HEURISTICS)
+@pytest.mark.parametrize("key", METHODS)
 def test_a_batch_is_its_members_one_after_the_other(key):
     batch = make_observation(np.random.default_rng(0), batch=(6,))
     one, many = agents.make(key, seed=3), agents.make(key, seed=3)
@@ -155,10 +157,13 @@ def test_shifting_all_rewards_changes_nothing(key):
     shifted = observation | {
         name: observation[name] + np.float32(4.0) for name in ("reward_mean", "reward_samples", "oracle_score")
     }
-    np.testing.assert_allclose(score_of(key, observation), score_of(key, shifted), atol=1e-5)
+    before, after = score_of(key, observation), score_of(key, shifted)
+    if key == "eubo":  # has the level of the rewards, for every pair alike
+        before += 4.0
+    np.testing.assert_allclose(before, after, atol=1e-5)
 
 
-@pytest.mark.parametrize("key", HEURISTICS)
+@pytest.mark.parametrize("key", METHODS)
 def test_equal_candidates_are_chosen_equally_often(key):
     observation = make_observation(np.random.default_rng(0), n=1, m=4)
     for name in ("reward_mean", "reward_std", "reward_samples", "implicit_reward", "generator", "oracle_score",
@@ -171,7 +176,7 @@ def test_equal_candidates_are_chosen_equally_often(key):
     assert counts.max() < 1150, counts
 
 
-@pytest.mark.parametrize("key", HEURISTICS)
+@pytest.mark.parametrize("key", METHODS)
 def test_masked_candidates_are_never_chosen(key):
     rng = np.random.default_rng(0)
     observation = make_observation(rng, batch=(200,), n=2, m=5)
@@ -186,18 +191,40 @@ def test_masked_candidates_are_never_chosen(key):
     assert set(agents.make(key, seed=1).predict(observation)[0].ravel().tolist()) <= allowed
 
 
-def test_every_setting_changes_some_choice():
-    other = {"width": 3.0, "draw": "interval", "redraws": 1, "candidates": 2, "keep": 0.1}
+OTHER = {
+    "width": 3.0, "draw": "interval", "redraws": 1, "candidates": 2, "keep": 0.1, "quantile": 0.3, "epsilon": 0.05,
+    "noise": 0.05,
+}  # fmt: skip
+CHOICES = [
+    (key, name) for key in METHODS for name in agents.spec(key).settings() if name not in ("share", "burn_in", "alpha")
+]
+
+
+@pytest.mark.parametrize(("key", "name"), CHOICES)
+def test_every_setting_changes_some_choice(key, name):
     observation = make_observation(np.random.default_rng(0), batch=(50,), n=8, m=6)
-    three_of_the_pool = gym.spaces.MultiDiscrete([8 * 15] * 3)
-    for key in HEURISTICS:
-        for name in agents.spec(key).settings():
-            common = {"draw": "interval"} if key in ("dts", "drts") and name == "width" else {}
-            if name == "keep":  # chooses prompts, so it has no say where every prompt gets a pair
-                common["action_space"] = three_of_the_pool
-            default = agents.make(key, seed=0, **common).predict(observation)[0]
-            changed = agents.make(key, seed=0, **common, **{name: other[name]}).predict(observation)[0]
-            assert np.any(default != changed), (key, name)
+    common = {"draw": "interval"} if key in ("dts", "drts") and name == "width" else {}
+    if agents.spec(key).family == "prompts":  # has no say where every prompt gets a pair
+        common["action_space"] = gym.spaces.MultiDiscrete([8 * 15] * 3)
+    default = agents.make(key, seed=0, **common).predict(observation)[0]
+    changed = agents.make(key, seed=0, **common, **{name: OTHER[name]}).predict(observation)[0]
+    assert np.any(default != changed)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "value"), [("sea", "share", 0.1), ("sea", "burn_in", 0), ("xpo", "alpha", 1e-2)]
+)
+def test_every_setting_of_a_recipe_changes_what_is_learned(key, name, value):
+    def win_rate(**settings_):
+        recipe = agents.recipe(key, **settings_)
+        envs = gym.make_vec("PrefAcquire-v0", num_envs=2, n_prompts=6, recipe=recipe)
+        agent, (observation, _) = agents.make(key, seed=0, **settings_), envs.reset(seed=0)
+        for _ in range(7):
+            observation, _, _, _, info = envs.step(agent.predict(observation)[0])
+        return info["win_rate"]
+
+    assert np.all(win_rate() != win_rate(**{name: value}))
+    assert agents.spec(key).settings()[name] != value
 
 
 @pytest.mark.parametrize(
