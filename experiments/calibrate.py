@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-import agents
 import prefenv
 from experiments import calibration_report as report
+from experiments.kept import Found, Kept
 from experiments.results import only_writer
-from experiments.reward_model import STEP_SIZE, STEPS, fit_reward_model, held_out_pairs, ranking_accuracy
-from prefenv.forms import PrefAcquireBudgetEnv
+from experiments.reward_model import STEP_SIZE, STEPS
+from experiments.walks import accuracies, simulated, walk
 from prefenv.synthetic.settings import PRESETS, Loss, SyntheticSettings
 from prefenv.types import FloatArray, whole_number
-from prefenv.vector import PrefAcquireVectorEnv
 
 LOSSES: tuple[Loss, ...] = ("dpo", "ipo", "simpo")
 SIMPO_BETA, SIMPO_MARGIN = 2.0, 1.0  # in the range that the SimPO paper recommends
@@ -66,10 +62,6 @@ class Cell:
     loss: Loss
 
 
-Found = dict[str, FloatArray]
-"""Name → (seeds,) or (seeds, rounds + 1) numbers."""
-
-
 def calibrate(config: CalibrateConfig) -> int:
     """Run what is left, print tables and verdicts, write them and the picture.
 
@@ -82,7 +74,7 @@ def calibrate(config: CalibrateConfig) -> int:
     for name, minimum in (("seeds", 2), ("first_seed", 0), ("rounds", 1), ("on_policy_rounds", 1)):
         whole_number(name, getattr(config, name), minimum)
     with only_writer(config.out):
-        kept = Kept(config.out / FILE, _settings(config))
+        kept = Kept(config.out / FILE, _settings(config), Cell)
         cells = [cell for cell in _cells() if cell not in kept.found]
         total = sum(_steps(config, cell) for cell in cells)
         with tqdm(total=total, unit="step", dynamic_ncols=True) as bar:
@@ -105,7 +97,7 @@ def _cells() -> Iterator[Cell]:
 
 def _steps(config: CalibrateConfig, cell: Cell) -> int:
     """Of the progress bar."""
-    return config.seeds if cell.world == "on-policy" else config.rounds
+    return config.on_policy_rounds if cell.world == "on-policy" else config.rounds
 
 
 def _settings(config: CalibrateConfig) -> dict[str, Any]:
@@ -131,97 +123,20 @@ def _active_ultrafeedback(config: CalibrateConfig, cell: Cell, bar: tqdm) -> Fou
     """Gain in win rate; with DPO also the reward model's accuracies (pairs do not depend on the policy's loss)."""
     settings = world_of(config.active_ultrafeedback, cell.loss)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    privileged = agents.spec(cell.method).privileged
-    envs = PrefAcquireVectorEnv(settings, len(seeds), config.rounds * settings.n_prompts, privileged)
-    agent = agents.make(cell.method, envs.single_action_space, seed=config.first_seed)
-    observation, info = envs.reset(seed=list(seeds))
-    world, chosen, rejected = np.arange(len(seeds))[:, None], [], []
-    for _ in range(config.rounds):
-        embedding = observation["embedding"]
-        observation, _, _, _, info = envs.step(agent.predict(observation)[0])
-        prompt, better, worse = np.moveaxis(info["preferences"], -1, 0)  # all -1 where there is no label
-        chosen.append(embedding[world, prompt, better])
-        rejected.append(embedding[world, prompt, worse])
-        bar.update()
-    found = {"gain": info["win_rate"] - 0.5}
+    envs = simulated(cell.method, settings, len(seeds), config.rounds)
+    walked = walk(envs, cell.method, seeds, bar)
+    found = {"gain": walked.curves["win_rate"][:, -1] - 0.5}
     if cell.loss == "dpo":
-        weights = fit_reward_model(np.concatenate(chosen, axis=1), np.concatenate(rejected, axis=1))
-        hidden = envs._sources.hidden
-        pairs = held_out_pairs(settings, hidden, seeds)
-        for kind, difference in (("in style", pairs.in_style), ("off style", pairs.off_style)):
-            found[kind] = ranking_accuracy(weights, difference, pairs.reward) - 0.5
+        found |= {kind: accuracy - 0.5 for kind, accuracy in accuracies(envs, walked, seeds).items()}
     return found
 
 
 def _on_policy(config: CalibrateConfig, cell: Cell, bar: tqdm) -> Found:
-    """Curves of win rate and capability, one environment after the other."""
-    curves: dict[str, list[list[float]]] = {"win_rate": [], "capability": []}
-    env = PrefAcquireBudgetEnv(
-        prefenv.worlds.build_world(config.on_policy),
-        budget=config.on_policy_rounds * LABELS_PER_ROUND,
-        labels_per_round=LABELS_PER_ROUND,
-    )
-    for seed in range(config.first_seed, config.first_seed + config.seeds):
-        agent = agents.make(cell.method, env.action_space, seed=seed)
-        observation, info = env.reset(seed=seed)
-        run = [info]
-        while info["spent"] < env.budget:
-            observation, _, _, _, info = env.step(agent.predict(observation)[0])
-            run.append(info)
-        for name, rows in curves.items():
-            rows.append([float(info[name]) for info in run])
-        bar.update()
-    return {name: np.array(rows) for name, rows in curves.items()}
-
-
-class Kept:
-    """The finished cells in a file: a line of settings, then a line each, flushed to disk one by one.
-
-    Raises:
-        ValueError: the file is of other settings, or a line in its middle cannot be read.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        self.found: dict[Cell, Found] = {}
-        settings = json.loads(json.dumps(settings))  # as they are written
-        lines = self._whole_lines()
-        if not lines:
-            self._append({"settings": settings})
-            return
-        try:
-            before, *rest = map(json.loads, lines)
-            self._require_same(before["settings"], settings)
-            for line in rest:
-                values = {name: np.array(numbers) for name, numbers in line.pop("found").items()}
-                self.found[Cell(**line)] = values
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f"{path} is no file of a calibration: name another --out") from None
-
-    def _whole_lines(self) -> list[bytes]:
-        """The lines that are there; a last one that a crash cut short is dropped."""
-        if not self.path.exists():
-            return []
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        os.truncate(self.path, len(whole))
-        return whole.splitlines()
-
-    def _require_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-        if differing:
-            raise ValueError(f"{self.path} was made with other settings ({', '.join(differing)}): name another --out")
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def add(self, cell: Cell, found: Found) -> None:
-        """Keep a cell, on disk at once."""
-        self._append(dataclasses.asdict(cell) | {"found": {name: values.tolist() for name, values in found.items()}})
-        self.found[cell] = found
+    """Curves of win rate and capability."""
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    envs = simulated(cell.method, config.on_policy, len(seeds), config.on_policy_rounds, LABELS_PER_ROUND)
+    curves = walk(envs, cell.method, seeds, bar).curves
+    return {name: curves[name] for name in ("win_rate", "capability")}
 
 
 def conclude(config: CalibrateConfig, found: dict[Cell, Found]) -> str:

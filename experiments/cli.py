@@ -16,12 +16,13 @@ import agents
 import prefenv
 from experiments.calibrate import CalibrateConfig, calibrate
 from experiments.compare import CompareConfig, compare
+from experiments.methods import MethodsConfig, methods
 from experiments.train import TrainConfig, train
 
 
 @dataclass(frozen=True)
 class AgentsConfig:
-    """List the agents: key, family, judged responses for each prompt, what it does, source."""
+    """List the agents: key, family, judged responses for each prompt, what it does, source, settings."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[CalibrateConfig, tyro.conf.subcommand("calibrate")]
+    | Annotated[MethodsConfig, tyro.conf.subcommand("methods")]
     | Annotated[AgentsConfig, tyro.conf.subcommand("agents")]
     | Annotated[WorldsConfig, tyro.conf.subcommand("worlds")]
 )
@@ -40,8 +42,13 @@ Command = (
 
 def _list_agents() -> None:
     for key, spec in agents.AGENTS.items():
+        names = ", ".join((key, *spec.aliases))
         privileged = " [privileged]" if spec.privileged else ""
-        print(f"{key:14} {spec.family:12} judged {spec.judged:2} {spec.summary}{privileged} ({spec.source})")
+        settings = ", ".join(f"{name}={default}" for name, default in spec.settings().items())
+        print(
+            f"{names:28} {spec.family:15} judged {spec.judged} {spec.summary}{privileged} ({spec.source})"
+            + (f"; settings: {settings}" if settings else "")
+        )
 
 
 def _list_worlds() -> None:
@@ -63,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
             return compare(config)
         if isinstance(config, CalibrateConfig):
             return calibrate(config)
+        if isinstance(config, MethodsConfig):
+            return methods(config)
         if isinstance(config, TrainConfig):
             weights = train(config)
             print(f"weights: {weights}\ncompare: prefenv compare --agents random ppo --ppo-weights {weights}")

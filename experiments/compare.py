@@ -23,6 +23,7 @@ from experiments.results import Results, Run, only_writer
 from experiments.train import TrainConfig, train, world_settings_of
 from prefenv.llm.settings import LLMSettings
 from prefenv.protocols import World
+from prefenv.spaces import n_pairs
 from prefenv.synthetic.settings import SyntheticSettings
 
 CURVES = (
@@ -48,7 +49,9 @@ class CompareConfig:
     first_seed: int = 0
     """Seeds are first_seed, first_seed + 1, ..."""
     rounds: int = 10
-    """Rounds in an episode, each with one label for each prompt."""
+    """Rounds in an episode, each with one label for each prompt, or as many as labels_per_round says."""
+    labels_per_round: int | None = None
+    """Labels in a round, anywhere in the pool; without, one for each prompt. For methods that choose prompts."""
     out: Path = Path("runs/compare")
     """Folder for everything that is written."""
     ppo_weights: Path | None = None
@@ -160,14 +163,23 @@ class _Comparison:
         self._worlds[world] = spec.build(settings, spec.key)
         if "oracle-greedy" in self.config.agents and self._worlds[world].gain is None:
             raise ValueError(f"oracle-greedy needs the truth, which world '{world}' does not know: leave the agent out")
+        n, pairs = self._worlds[world].n_prompts, n_pairs(self._worlds[world].n_candidates)
+        k = self.config.labels_per_round or n
+        if k > n * pairs:
+            raise ValueError(f"labels_per_round={k}, but a pool of world '{world}' has {n * pairs} pairs")
+        for agent in self.config.agents:
+            agent_registry.recipe(agent).require_prompts(n, k)
 
     def _env(self, cell: _Cell) -> gym.Env:
-        world = self._worlds[cell.world]
+        world, k = self._worlds[cell.world], self.config.labels_per_round
+        form: dict[str, Any] = {} if k is None else {"labels_per_round": k}
         return gym.make(
-            "PrefAcquire-v0",
+            "PrefAcquireBudget-v0" if form else "PrefAcquire-v0",
             world=world,
-            budget=self.config.rounds * world.n_prompts,
+            budget=self.config.rounds * (k or world.n_prompts),
             privileged=agent_registry.spec(cell.agent).privileged,
+            recipe=agent_registry.recipe(cell.agent),
+            **form,
         )
 
     def _agent(self, cell: _Cell, env: gym.Env) -> Any:
@@ -178,7 +190,7 @@ class _Comparison:
         env = self._env(cell)
         agent = self._agent(cell, env)
         log = _Log(self.config.out, cell, self._tensorboard)
-        choosing, done = 0.0, False
+        choosing, done, state, start = 0.0, False, None, np.ones(1, dtype=bool)
         bar.set_postfix_str(f"{cell.world} {cell.agent} seed {cell.seed}: begins", refresh=False)
         bar.update(0)
         try:
@@ -186,8 +198,9 @@ class _Comparison:
             log.add(info)
             while not done:
                 before = time.perf_counter()
-                action, _ = agent.predict(observation)
+                action, state = agent.predict(observation, state, episode_start=start)
                 choosing += time.perf_counter() - before
+                start = np.zeros(1, dtype=bool)
                 observation, _, done, _, info = env.step(action)
                 log.add(info)
                 bar.update()
@@ -282,9 +295,10 @@ def _by_key(config: CompareConfig) -> CompareConfig:
 
 def _checked(config: CompareConfig) -> dict[str, dict[str, Any]]:
     """The settings of each world, once everything asked for has been found possible."""
-    for name in ("seeds", "rounds", "ppo_steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    for name in ("seeds", "rounds", "ppo_steps", "labels_per_round"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
     if not 0 <= config.first_seed <= TRAINING_SEEDS - config.seeds:
         raise ValueError(f"seeds must lie in 0 ... {TRAINING_SEEDS - 1}: larger ones belong to training")
     if config.out.exists() and not config.out.is_dir():
@@ -297,6 +311,7 @@ def _checked(config: CompareConfig) -> dict[str, dict[str, Any]]:
     return {
         world: {
             "rounds": config.rounds,
+            **({"labels_per_round": config.labels_per_round} if config.labels_per_round else {}),
             **dataclasses.asdict(world_settings_of(world, config.synthetic, config.llm)),
         }
         for world in config.world

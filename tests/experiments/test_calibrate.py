@@ -246,7 +246,7 @@ def test_refuses_results_of_other_settings(tmp_path, no_picture):
 
 def test_refuses_a_file_that_is_no_calibration(tmp_path):
     (tmp_path / FILE).write_text("something else\n")
-    with pytest.raises(ValueError, match="no file of a calibration"):
+    with pytest.raises(ValueError, match="no file of this command"):
         calibrate(config(tmp_path))
 
 

@@ -270,6 +270,9 @@ def test_worlds_are_paired_by_seed(tmp_path, monkeypatch):
         (["--world", "lm"], "did you mean 'llm'"),
         (["--seeds", "0"], "seeds=0"),
         (["--rounds", "0"], "rounds=0"),
+        (["--labels-per-round", "0"], "labels_per_round=0"),
+        (["--labels-per-round", "49"], "a pool of world 'synthetic' has 48 pairs"),
+        (["--labels-per-round", "40", "--agents", "sea"], "take a smaller share"),
         (["--first-seed", "1000000000"], "belong to training"),
         (["--agents", "random", "random"], "none twice"),
         (["--agents", "ppo", "--ppo-weights", "nowhere.safetensors"], "no weights at 'nowhere.safetensors'"),
@@ -369,9 +372,9 @@ def test_agents_are_seeded_by_the_run_and_only_the_privileged_see_scores(tmp_pat
         agent = make(key, **arguments)
         predict = agent.predict
 
-        def watched(observation, *rest):
+        def watched(observation, *rest, **named):
             seen.append((key, arguments["seed"], "oracle_score" in observation))
-            return predict(observation, *rest)
+            return predict(observation, *rest, **named)
 
         agent.predict = watched
         return agent
@@ -379,6 +382,36 @@ def test_agents_are_seeded_by_the_run_and_only_the_privileged_see_scores(tmp_pat
     monkeypatch.setattr(agents, "make", spy)
     assert compare(config(tmp_path, rounds=1)) == 0
     assert set(seen) == {(key, seed, key == "maxmin") for key in ("random", "drts", "maxmin") for seed in (0, 1)}
+
+
+def test_a_method_gets_its_recipe_its_memory_and_its_form(tmp_path, monkeypatch):
+    from prefenv.env import PrefAcquireEnv
+
+    recipes, states = set(), []
+    begin, make = PrefAcquireEnv.__init__, agents.make
+
+    def noted(self, *arguments, **named):
+        recipes.add(named["recipe"])
+        begin(self, *arguments, **named)
+
+    def spy(key, **arguments):
+        agent = make(key, **arguments)
+        predict = agent.predict
+
+        def watched(observation, state, episode_start):
+            states.append((key, state is None, episode_start.tolist()))
+            return predict(observation, state, episode_start)
+
+        agent.predict = watched
+        return agent
+
+    monkeypatch.setattr("prefenv.forms.PrefAcquireBudgetEnv.__init__", noted)
+    monkeypatch.setattr(agents, "make", spy)
+    assert compare(config(tmp_path, agents=("coreset", "sea", "xpo"), seeds=1, rounds=2, labels_per_round=3)) == 0
+    assert recipes == {agents.recipe(key) for key in ("coreset", "sea", "xpo")}
+    assert states[:2] == [("coreset", True, [True]), ("coreset", False, [False])]
+    runs = [line for line in map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines()) if "spent" in line]
+    assert [run["spent"] for run in runs] == [[0, 3, 6]] * 3
 
 
 def test_learned_runs_carry_the_digest_of_their_weights(tmp_path):
