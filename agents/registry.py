@@ -11,7 +11,18 @@ from typing import Any
 from gymnasium import spaces
 
 from agents.heuristic import DesignAgent, ScoreAgent
-from agents.scores import Score, baseline, duels, intervals, policy, samples, thompson
+from agents.scores import (
+    Score,
+    baseline,
+    coverage,
+    design,
+    duels,
+    herding,
+    intervals,
+    policy,
+    samples,
+    thompson,
+)
 from prefenv.types import Recipe, unknown_name
 
 
@@ -162,7 +173,49 @@ AGENTS: dict[str, AgentSpec] = {
             "xpo", "exploration", "pairs at random; the learner's loss has a bonus for leaving the reference",
             f"XPO, arXiv 2405.21046; {RVA}", "2", baseline.random, recipe=_xpo_recipe,
         ),
-        AgentSpec("apl", "prompts", "prompts of high entropy first, then the largest margin", APL, "2", policy.apl),
+        AgentSpec(
+            "dopt", "exploration", "pairs that together tell most about a linear reward (greedy D-optimal design)",
+            f"ADPO, arXiv 2503.01076; code of {RVA}", "2", design.dopt, design=True, aliases=("adpo",),
+        ),
+        AgentSpec("entropy", "prompts", "prompts of high entropy first", RVA, "2", policy.entropy, design=True),
+        AgentSpec(
+            "entropy-neg", "prompts", "prompts of low entropy first", RVA, "2", policy.entropy_neg, design=True
+        ),
+        AgentSpec(
+            "apl", "prompts", "prompts of high entropy first, then the largest margin", APL, "2", policy.apl,
+            design=True,
+        ),
+        AgentSpec(
+            "apl-neg", "prompts", "prompts of low entropy first, then the largest margin", RVA, "2", policy.apl_neg,
+            design=True,
+        ),
+        AgentSpec(
+            "apl-both", "prompts", "prompts of highest and lowest entropy first, then the largest margin", RVA, "2",
+            policy.apl_both, design=True,
+        ),
+        AgentSpec(
+            "coreset", "prompts", "farthest from all that is labelled or picked",
+            f"core-set, arXiv 1708.00489; {RVA}", "2", coverage.coreset, design=True,
+        ),
+        AgentSpec(
+            "kmeans", "prompts", "nearest to each of k cluster centres", RVA, "2", coverage.kmeans, design=True
+        ),
+        AgentSpec(
+            "div-reward", "prompts", "spread-out draws weighted by margin, then the largest margin", RVA, "2",
+            coverage.div_reward, design=True,
+        ),
+        AgentSpec(
+            "max-herding", "prompts", "largest gain in kernel coverage of the pool",
+            f"MaxHerding, arXiv 2407.12212; {RVA}", "2", herding.max_herding, design=True,
+        ),
+        AgentSpec(
+            "knn-herding", "prompts", "largest coverage by several neighbours together", RVA, "2",
+            herding.knn_herding, design=True,
+        ),
+        AgentSpec(
+            "u-herding", "prompts", "coverage weighted by entropy, then the largest margin",
+            f"Uncertainty Herding, arXiv 2412.20644; {RVA}", "2", herding.u_herding, design=True,
+        ),
         AgentSpec(
             "oracle-greedy", "reference", "largest expected one-step gain in win rate, by the world's own truth",
             "reference for headroom", "m", baseline.oracle_greedy, privileged=True,

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from agents.scores import FloatArray, Observation
+from agents.scores import Observation, ScoreArray
 from prefenv.spaces import n_pairs, pair_mask
 
 IntArray = NDArray[np.int64]
 
 
-def _legal_scores(score: FloatArray, legal: NDArray[np.bool_]) -> FloatArray:
+def _legal_scores(score: ScoreArray, legal: NDArray[np.bool_]) -> ScoreArray:
     """Scores with -inf where a pair may not be chosen.
 
     Raises:
-        ValueError: a score that counts is NaN, or shapes differ.
+        ValueError: shapes differ.
     """
     if score.shape != legal.shape:
         raise ValueError(f"scores of shape {score.shape} for pairs of shape {legal.shape}")
-    values = score if legal.all() else np.where(legal, score, -np.inf)
-    if np.isnan(values.max(axis=-1)).any():  # a maximum is NaN where any value is
+    return score if legal.all() else np.where(legal, score, -np.inf)
+
+
+def _require_ranked(largest: ScoreArray) -> None:
+    """Refuse a maximum that is NaN, which it is where any value is.
+
+    Raises:
+        ValueError: it is.
+    """
+    if np.isnan(largest).any():
         raise ValueError("a score is NaN: the method met numbers that it cannot rank")
-    return values
 
 
-def best_of_each_prompt(score: FloatArray, legal: NDArray[np.bool_], rng: np.random.Generator) -> IntArray:
+def best_of_each_prompt(score: ScoreArray, legal: NDArray[np.bool_], rng: np.random.Generator) -> IntArray:
     """(..., n) int64: the best legal pair of every prompt; equal scores are equally likely.
 
     Args:
-        score: (..., n, P).
+        score: (..., n, P), numbers or bool.
         legal: (..., n, P) bool, at least one pair a prompt.
         rng: a uniform number is drawn for each prompt.
 
@@ -38,8 +47,10 @@ def best_of_each_prompt(score: FloatArray, legal: NDArray[np.bool_], rng: np.ran
     array([1])
     """
     values = _legal_scores(score, legal)
-    best = values.argmax(axis=-1)
-    tied = values == np.take_along_axis(values, best[..., None], axis=-1)
+    best = values.argmax(axis=-1)  # which stops at a NaN
+    largest = np.take_along_axis(values, best[..., None], axis=-1)
+    _require_ranked(largest)
+    tied = values == largest
     share = rng.random(best.shape)
     if np.count_nonzero(tied) > best.size:
         tied &= legal  # -inf may be the best there is, of a pair that exists and of others
@@ -48,7 +59,7 @@ def best_of_each_prompt(score: FloatArray, legal: NDArray[np.bool_], rng: np.ran
     return np.asarray(best)
 
 
-def best_of_pool(score: FloatArray, legal: NDArray[np.bool_], k: int, rng: np.random.Generator) -> IntArray:
+def best_of_pool(score: ScoreArray, legal: NDArray[np.bool_], k: int, rng: np.random.Generator) -> IntArray:
     """(..., k) int64: the k best legal pairs of the pool as prompt · P + pair, best first; ties are spread.
 
     Fewer than k legal pairs: the rest of the k are pairs that are not legal.
@@ -58,8 +69,10 @@ def best_of_pool(score: FloatArray, legal: NDArray[np.bool_], k: int, rng: np.ra
     array([2, 1])
     """
     *lead, n, pairs = score.shape
-    values = _legal_scores(score, legal).reshape(*lead, n * pairs)
-    illegal, tie_noise = ~legal.reshape(values.shape), rng.random(values.shape)
+    values: NDArray[Any] = _legal_scores(score, legal).reshape(*lead, n * pairs).astype(np.float64, copy=False)
+    illegal: NDArray[Any] = ~legal.reshape(values.shape)
+    tie_noise: NDArray[Any] = rng.random(values.shape)
+    _require_ranked(values.max(axis=-1))
     size = values.shape[-1]
     if k < size:  # the k best in any order, so that only they have to be sorted
         worst = np.partition(values, size - k, axis=-1)[..., size - k, None]
@@ -67,7 +80,7 @@ def best_of_pool(score: FloatArray, legal: NDArray[np.bool_], k: int, rng: np.ra
         best = np.argpartition(late, k - 1, axis=-1)[..., :k]
         values, illegal, tie_noise = (np.take_along_axis(a, best, axis=-1) for a in (values, illegal, tie_noise))
     else:
-        best = np.broadcast_to(np.arange(size), values.shape)
+        best = np.tile(np.arange(size), (*values.shape[:-1], 1))
     order = np.lexsort((tie_noise, -values, illegal), axis=-1)  # the last key counts first
     return np.take_along_axis(best, order, axis=-1)
 
@@ -75,8 +88,7 @@ def best_of_pool(score: FloatArray, legal: NDArray[np.bool_], k: int, rng: np.ra
 def legal_pairs(observation: Observation) -> NDArray[np.bool_]:
     """(..., n, P) bool: both candidates exist, and the pair is not selected already this round."""
     mask = np.asarray(observation["mask"])
-    every = np.broadcast_to(np.bool_(True), (*mask.shape[:-1], n_pairs(mask.shape[-1])))
-    legal = every if mask.all() else pair_mask(mask)
+    legal = pair_mask(mask)
     if "selected" not in observation:
         return legal
     open_ = legal & ~np.asarray(observation["selected"], dtype=bool).reshape(legal.shape)
@@ -114,7 +126,7 @@ def _is(space: spaces.Space, nvec: list[int]) -> bool:
 
 
 def choose(
-    score: FloatArray, observation: Observation, action_space: spaces.Space | None, rng: np.random.Generator
+    score: ScoreArray, observation: Observation, action_space: spaces.Space | None, rng: np.random.Generator
 ) -> IntArray:
     """The action that the scores ask for, in the form of the action space.
 

@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/acquisition.py
 
 Timed is a whole ``predict``, score and selection, on one observation of the budget form with a label for every fourth
-prompt where a method chooses prompts, and of the form with one pair of each prompt elsewhere. The loops are written here,
-over prompts and, for Thompson draws, over candidates, as the public code of the same methods goes about it.
+prompt where a method chooses prompts, and of the form with one pair of each prompt elsewhere. The loops are written
+here, over prompts and, for Thompson draws, over candidates, as the public code of the same methods goes about it; that
+code itself is slower, for it holds tensors.
 """
 
 from __future__ import annotations

@@ -35,10 +35,11 @@ FILE = "methods.jsonl"
 class MethodsConfig:
     """Run all acquisition methods in the three simulated worlds, and write one table for each world and form.
 
-    In `synthetic` (the default preset) and `active-ultrafeedback` with one pair of each prompt a round, and with as many
-    pairs as a quarter of the prompts, anywhere in the pool; in `on-policy` with a quarter. Learned agents are left out,
-    and methods that only choose prompts are where prompts can be chosen. Writes to --out: methods.jsonl (a line for each
-    finished method), methods.md, methods.png. Started again with the same settings, it goes on where it was stopped.
+    In `synthetic` (the default preset) and `active-ultrafeedback` with one pair of each prompt a round, and with as
+    many pairs as a quarter of the prompts, anywhere in the pool; in `on-policy` with a quarter. Learned agents are left
+    out, and methods that only choose prompts are where prompts can be chosen. Writes to --out: methods.jsonl (a line
+    for each finished method), methods.md, methods.png. Started again with the same settings, it goes on where it was
+    stopped.
     """
 
     seeds: int = 100

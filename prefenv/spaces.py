@@ -49,10 +49,23 @@ def pair_index(i: IntArray | int, j: IntArray | int, m: int) -> IntArray:
     Raises:
         ValueError: i = j somewhere, or a candidate outside 0 … m-1.
     """
-    low, high = np.minimum(i, j), np.maximum(i, j)
-    if np.any(low == high) or np.any(low < 0) or np.any(high >= m):
+    i, j = np.asarray(i), np.asarray(j)
+    index = None
+    if min(i.min(initial=0), j.min(initial=0)) >= 0 and max(i.max(initial=0), j.max(initial=0)) < m:
+        index = _index_table(m)[i, j]
+    if index is None or (index < 0).any():
         raise ValueError(f"a pair needs two different candidates in 0 … {m - 1}")
-    return np.asarray(low * (2 * m - low - 1) // 2 + high - low - 1)
+    return np.asarray(index)
+
+
+@lru_cache(maxsize=64)
+def _index_table(m: int) -> IntArray:
+    """(m, m) int64: the index of the pair {i, j}; -1 where i = j."""
+    table = np.full((m, m), -1, dtype=np.int64)
+    first, second = pair_table(m)
+    table[first, second] = table[second, first] = np.arange(n_pairs(m))
+    table.flags.writeable = False
+    return table
 
 
 def pair_mask(mask: np.ndarray) -> BoolArray:
@@ -62,6 +75,8 @@ def pair_mask(mask: np.ndarray) -> BoolArray:
     array([[False,  True, False]])
     """
     present = np.asarray(mask, dtype=bool)
+    if present.all():
+        return np.ones((*present.shape[:-1], n_pairs(present.shape[-1])), dtype=np.bool_)
     first, second = pair_table(present.shape[-1])
     return present[..., first] & present[..., second]
 

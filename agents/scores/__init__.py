@@ -4,7 +4,7 @@ A :class:`Score` takes ``(observation, rng)`` and its own keyword settings. A :c
 together, so it also takes a :class:`Plan`: how many, in which form, and what this episode has labelled already. Leading
 axes of the observation are a batch. Each draws from a generator at most once, with the leading axes first, so that a
 batch gets what its members would get one by one. Scores of pairs that the mask forbids are any number: selection leaves
-them out. P = m (m - 1) / 2 pairs (i, j), i < j.
+them out. A method that names one pair of each prompt itself says so in bool. P = m (m - 1) / 2 pairs (i, j), i < j.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 Observation = Mapping[str, NDArray[np.generic]]
 FloatArray = NDArray[np.floating]
+ScoreArray = NDArray[np.floating | np.bool_]
 
 
 class Score(Protocol):
     """A method with its settings bound."""
 
-    def __call__(self, observation: Observation, rng: np.random.Generator) -> FloatArray:
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> ScoreArray:
         """(..., n, P) scores."""
 
 
@@ -59,5 +60,5 @@ class Plan:
 class Design(Protocol):
     """A rule for several pairs at once, with its settings bound."""
 
-    def __call__(self, observation: Observation, rng: np.random.Generator, plan: Plan) -> FloatArray:
+    def __call__(self, observation: Observation, rng: np.random.Generator, plan: Plan) -> ScoreArray:
         """(..., n, P) scores; the k pairs of the plan are those that selection takes first."""

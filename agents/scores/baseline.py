@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.scores import FloatArray, Observation
+from agents.scores import FloatArray, Observation, ScoreArray
 from agents.scores.picks import best, one_hot
 from prefenv.spaces import n_pairs, pair_table
 from prefenv.types import whole_number
@@ -40,7 +40,7 @@ def deltaqwen(observation: Observation, rng: np.random.Generator) -> FloatArray:
     return np.abs(strength[..., first] - strength[..., second])
 
 
-def ultrafeedback(observation: Observation, rng: np.random.Generator, *, candidates: int = 4) -> FloatArray:
+def ultrafeedback(observation: Observation, rng: np.random.Generator, *, candidates: int = 4) -> ScoreArray:
     """Best of a few by the oracle's score against another of them [UltraFeedback, arXiv 2310.01377; AUF].
 
     ``candidates`` of a prompt's candidates are drawn uniformly, the oracle scores these, and the best meets a uniform
@@ -56,26 +56,28 @@ def ultrafeedback(observation: Observation, rng: np.random.Generator, *, candida
         candidates: responses that the oracle scores for each prompt.
 
     Returns:
-        (..., n, P): 1 for the pair, 0 for the others.
+        (..., n, P) bool: True for the pair.
 
     Raises:
         ValueError: ``candidates`` is no whole number of at least 2; the observation has no ``oracle_score``.
 
     >>> shown = {"oracle_score": np.array([[2.0, -1.0, 0.5]]), "mask": np.array([[1, 0, 1]])}
     >>> ultrafeedback(shown, np.random.default_rng(0))
-    array([[0., 1., 0.]])
+    array([[False,  True, False]])
     """
     count = whole_number("candidates", candidates, minimum=2)
     score = _oracle_score(observation, "ultrafeedback")
     mask = np.asarray(observation["mask"], dtype=bool)
     *lead, m = mask.shape
-    order_noise, tie_noise, opponent_noise = np.moveaxis(rng.random((*lead, 3, m)), -2, 0)
-    place = np.where(mask, order_noise, 2.0)  # those that do not exist come last
-    last = np.partition(place, min(count, m) - 1, axis=-1)[..., min(count, m) - 1, None]
-    drawn = mask & (place <= last)
-    first = best(score, drawn, tie_noise)
-    others = drawn & (np.arange(m) != first[..., None])
-    return one_hot(first, np.where(others, opponent_noise, -1.0).argmax(axis=-1), m)
+    noise = rng.random((*lead, m + 1))
+    place = noise[..., :m] if mask.all() else np.where(mask, noise[..., :m], 2.0)  # those that do not exist come last
+    drawn = np.argsort(place, axis=-1)[..., :count]  # (..., candidates)
+    place, exists = (np.take_along_axis(values, drawn, axis=-1) for values in (place, mask))
+    first = best(np.take_along_axis(score, drawn, axis=-1), exists, place)
+    scored = exists.sum(axis=-1)
+    second = (first + 1 + (noise[..., m] * (scored - 1)).astype(np.int64)) % scored  # any of the others
+    first, second = (np.take_along_axis(drawn, side[..., None], axis=-1)[..., 0] for side in (first, second))
+    return one_hot(first, second, m)
 
 
 def maxmin(observation: Observation, rng: np.random.Generator) -> FloatArray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.scores import FloatArray, Observation
+from agents.scores import FloatArray, Observation, ScoreArray
 from agents.scores.intervals import bounds, interval_width
 from agents.scores.picks import best, one_hot
 from agents.scores.samples import joint_samples, std_against
@@ -16,7 +16,7 @@ from agents.scores.thompson import Draw, best_of_a_draw, posterior_draws
 
 def infogain(
     observation: Observation, rng: np.random.Generator, *, draw: Draw = "joint", width: float = 1.0
-) -> FloatArray:
+) -> ScoreArray:
     """Best of one draw against the opponent whose chance is least known [AUF, arXiv 2603.09692; SEA, arXiv 2411.01493].
 
     ``first`` is that of :func:`~agents.scores.thompson.dts`; ``second = argmax_{j != first} sig(ub_first - lb_j) -
@@ -36,14 +36,14 @@ def infogain(
         width: half the interval in standard deviations, for the second, and for the first with draw="interval".
 
     Returns:
-        (..., n, P): 1 for the pair, 0 for the others.
+        (..., n, P) bool: True for the pair.
 
     Raises:
         ValueError: another ``draw``, a negative width, fewer than two joint draws.
 
     >>> belief = {"reward_mean": np.array([[0.0, 0.0, 9.0]]), "reward_std": np.array([[1.0, 0.5, 0.5]])}
     >>> infogain(belief | {"mask": np.ones((1, 3))}, np.random.default_rng(0), draw="interval")
-    array([[0., 1., 0.]])
+    array([[False,  True, False]])
     """
     mask = np.asarray(observation["mask"], dtype=bool)
     m = mask.shape[-1]
@@ -56,7 +56,7 @@ def infogain(
     return one_hot(first, second, m)
 
 
-def ids(observation: Observation, rng: np.random.Generator, *, width: float = 1.0, noise: float = 1.0) -> FloatArray:
+def ids(observation: Observation, rng: np.random.Generator, *, width: float = 1.0, noise: float = 1.0) -> ScoreArray:
     """Information-directed sampling: the least squared regret for the information [arXiv 2105.11802].
 
     The greedy candidate is ``g = argmax r``. ``s_j`` is the standard deviation of ``R_g - R_j`` over the joint draws,
@@ -80,7 +80,7 @@ def ids(observation: Observation, rng: np.random.Generator, *, width: float = 1.
         noise: standard deviation of a label's noise, in units of the reward.
 
     Returns:
-        (..., n, P): 1 for the pair, 0 for the others.
+        (..., n, P) bool: True for the pair.
 
     Raises:
         ValueError: a negative width, a noise that is not above 0, fewer than two draws.
@@ -88,7 +88,7 @@ def ids(observation: Observation, rng: np.random.Generator, *, width: float = 1.
     >>> draws = np.array([[[2.0, 1.0, 2.0]], [[2.0, 1.0, 0.0]]])  # 1 is as good as 2, and is known
     >>> belief = {"reward_mean": np.array([[2.0, 1.0, 1.0]]), "reward_samples": draws}
     >>> ids(belief | {"mask": np.ones((1, 3))}, np.random.default_rng(0))
-    array([[0., 1., 0.]])
+    array([[False,  True, False]])
     """
     if not 0 <= width < np.inf:
         raise ValueError(f"width={width} standard deviations must be 0 or more, and finite")
@@ -128,7 +128,7 @@ def least_ratio(stay: FloatArray, cost: FloatArray, information: FloatArray) -> 
     return np.divide(least, information, out=np.full(cost.shape, np.inf), where=information > 0)
 
 
-def rucb(observation: Observation, rng: np.random.Generator, *, width: float = 1.0) -> FloatArray:
+def rucb(observation: Observation, rng: np.random.Generator, *, width: float = 1.0) -> ScoreArray:
     """Relative upper confidence bound: one that may be best against the likeliest to beat it [arXiv 1312.3393].
 
     ``U_ij = sig(ub_i - lb_j)`` is the optimistic chance that i beats j. The champion c is uniform among those that may
@@ -148,14 +148,14 @@ def rucb(observation: Observation, rng: np.random.Generator, *, width: float = 1
         width: half the interval, in standard deviations; 0 takes the two best means.
 
     Returns:
-        (..., n, P): 1 for the pair, 0 for the others.
+        (..., n, P) bool: True for the pair.
 
     Raises:
         ValueError: a negative width.
 
     >>> belief = {"reward_mean": np.array([[0.0, 1.0, 3.0]]), "reward_std": np.array([[1.0, 0.5, 0.0]])}
     >>> rucb(belief | {"mask": np.ones((1, 3))}, np.random.default_rng(0))
-    array([[0., 0., 1.]])
+    array([[False, False,  True]])
     """
     low, high = bounds(observation, width)
     mask = np.asarray(observation["mask"], dtype=bool)

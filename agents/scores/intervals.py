@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit
 
-from agents.scores import FloatArray, Observation
+from agents.scores import FloatArray, Observation, ScoreArray
 from agents.scores.picks import best, one_hot
 from prefenv.spaces import pair_mask, pair_table
 
 
 def bounds(observation: Observation, width: float) -> tuple[FloatArray, FloatArray]:
-    """Lower and upper bound, (..., n, m) float64 each.
+    """Lower and upper bound, (..., n, m) float64 each; 0 for candidates that do not exist.
 
     Raises:
         ValueError: a width that is negative or not finite.
@@ -23,7 +23,10 @@ def bounds(observation: Observation, width: float) -> tuple[FloatArray, FloatArr
         raise ValueError(f"width={width} standard deviations must be 0 or more, and finite")
     mean = np.asarray(observation["reward_mean"], dtype=np.float64)
     half = width * np.asarray(observation["reward_std"], dtype=np.float64)
-    return mean - half, mean + half
+    low, high = mean - half, mean + half
+    if "mask" in observation and not (mask := np.asarray(observation["mask"], dtype=bool)).all():
+        low, high = np.where(mask, low, 0.0), np.where(mask, high, 0.0)
+    return low, high
 
 
 def deltaucb(observation: Observation, rng: np.random.Generator, *, width: float = 1.0) -> FloatArray:
@@ -88,7 +91,7 @@ def deltaquantile(
     width: float = 1.0,
     quantile: float = 0.05,
     epsilon: float = 0.0,
-) -> FloatArray:
+) -> ScoreArray:
     """A gap that is large but not the largest, and in it the most promising candidate [AUF's code, arXiv 2603.09692].
 
     The optimistic gaps ``ub_i - lb_j`` of a prompt's N ordered pairs, i != j, are ranked from the largest. Of the ranks
@@ -108,14 +111,14 @@ def deltaquantile(
         epsilon: half the window, as a share of the ordered pairs.
 
     Returns:
-        (..., n, P): 1 for the pair, or for all that are equal, and 0 for the others.
+        (..., n, P) bool: True for the pair, or for all that are equal.
 
     Raises:
         ValueError: a negative width; a window that is not within [0, 1]; a reward that is NaN.
 
     >>> belief = {"reward_mean": np.array([[0.0, 1.0, 3.0]]), "reward_std": np.array([[1.0, 0.5, 0.0]])}
     >>> deltaquantile(belief | {"mask": np.ones((1, 3))}, np.random.default_rng(0), quantile=0.2)
-    array([[0., 0., 1.]])
+    array([[False, False,  True]])
     """
     if not (epsilon >= 0 and quantile - epsilon >= 0 and quantile + epsilon <= 1):
         raise ValueError(f"quantile={quantile} ± epsilon={epsilon} must be a window within [0, 1]")
@@ -136,7 +139,7 @@ def deltaquantile(
     first, second = pair_table(m)
     of_pair = np.maximum(promise[..., first, second], promise[..., second, first])
     highest = of_pair.max(axis=-1, keepdims=True)
-    return ((of_pair == highest) & pair_mask(mask)).astype(np.float64)
+    return np.asarray((of_pair == highest) & pair_mask(mask))
 
 
 def least_confidence(observation: Observation, rng: np.random.Generator) -> FloatArray:
@@ -161,7 +164,7 @@ def least_confidence(observation: Observation, rng: np.random.Generator) -> Floa
     return -0.5 * np.tanh(np.abs(mean[..., first] - mean[..., second]) / 2)
 
 
-def maxminlcb(observation: Observation, rng: np.random.Generator, *, width: float = 1.0) -> FloatArray:
+def maxminlcb(observation: Observation, rng: np.random.Generator, *, width: float = 1.0) -> ScoreArray:
     """The candidate whose worst lower bound is best, against the opponent that makes it so.
 
     ``lcb_ij = (r_i - r_j) - width (s_i + s_j)``; ``first = argmax_i min_{j != i} lcb_ij``, and ``second`` is that j
@@ -179,14 +182,14 @@ def maxminlcb(observation: Observation, rng: np.random.Generator, *, width: floa
         width: half the interval, in standard deviations; 0 takes the two best means.
 
     Returns:
-        (..., n, P): 1 for the pair, 0 for the others.
+        (..., n, P) bool: True for the pair.
 
     Raises:
         ValueError: a negative width.
 
     >>> belief = {"reward_mean": np.array([[0.0, 1.0, 3.0]]), "reward_std": np.array([[1.0, 0.5, 0.0]])}
     >>> maxminlcb(belief | {"mask": np.ones((1, 3))}, np.random.default_rng(0))
-    array([[0., 0., 1.]])
+    array([[False, False,  True]])
     """
     low, high = bounds(observation, width)
     mask = np.asarray(observation["mask"], dtype=bool)

@@ -35,12 +35,15 @@ def best(values: FloatArray, allowed: NDArray[np.bool_], tie_noise: FloatArray) 
     return np.asarray(np.where(tied & allowed, tie_noise, -1.0).argmax(axis=-1))
 
 
-def one_hot(first: NDArray[np.int64], second: NDArray[np.int64], m: int) -> FloatArray:
-    """(..., P): 1 for the pair of the (...) candidates, in either order, and 0 for the others.
+def one_hot(first: NDArray[np.int64], second: NDArray[np.int64], m: int) -> NDArray[np.bool_]:
+    """(..., P) bool: True for the pair of the (...) candidates, in either order.
+
+    As bytes, for what a method that names its pair itself costs is to write down its score.
 
     >>> one_hot(np.array([2]), np.array([0]), m=3)
-    array([[0., 1., 0.]])
+    array([[False,  True, False]])
     """
-    score = np.zeros((*first.shape, n_pairs(m)))
-    np.put_along_axis(score, pair_index(first, second, m)[..., None], 1.0, axis=-1)
-    return score
+    pairs = n_pairs(m)
+    score = np.zeros(first.size * pairs, dtype=np.bool_)
+    score[np.arange(0, score.size, pairs) + pair_index(first, second, m).ravel()] = True
+    return score.reshape(*first.shape, pairs)

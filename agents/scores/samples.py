@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
-from agents.scores import FloatArray, Observation
+from agents.scores import FloatArray, Observation, ScoreArray
 from agents.scores.picks import best, one_hot
 from agents.scores.thompson import best_of_a_draw, posterior_draws
 from prefenv.spaces import n_pairs, pair_table
@@ -100,7 +100,7 @@ def variance(observation: Observation, rng: np.random.Generator) -> FloatArray:
     return _of_pairs(joint_samples(observation, "variance"), _std_of_difference)
 
 
-def sea(observation: Observation, rng: np.random.Generator) -> FloatArray:
+def sea(observation: Observation, rng: np.random.Generator) -> ScoreArray:
     """Best of one draw against the opponent whose gap to it is least known [SEA, arXiv 2411.01493].
 
     ``first = argmax_i R_si`` for one uniform draw s of each prompt, ``second = argmax_{j != first} std_s(R_first -
@@ -118,14 +118,14 @@ def sea(observation: Observation, rng: np.random.Generator) -> FloatArray:
         rng: one uniform array is drawn.
 
     Returns:
-        (..., n, P): 1 for the pair, 0 for the others.
+        (..., n, P) bool: True for the pair.
 
     Raises:
         ValueError: fewer than two draws.
 
     >>> draws = np.array([[[0.0, 8.0, 5.0]], [[2.0, 9.0, 1.0]]])  # 1 is best, and the gap to 2 is 3 or 8
     >>> sea({"reward_samples": draws, "mask": np.ones((1, 3))}, np.random.default_rng(0))
-    array([[0., 0., 1.]])
+    array([[False, False,  True]])
     """
     samples = joint_samples(observation, "sea")
     mask = np.asarray(observation["mask"], dtype=bool)
@@ -150,7 +150,9 @@ def joint_samples(observation: Observation, method: str, minimum: int = 2) -> Fl
             f"make the environment with n_samples={minimum} or more"
         )
     mask = np.asarray(observation["mask"], dtype=bool)
-    return np.where(mask[..., None, :, :], samples, 0.0).astype(np.float64, copy=False)
+    if not mask.all():
+        samples = np.where(mask[..., None, :, :], samples, 0.0)
+    return samples.astype(np.float64, copy=False)
 
 
 def std_against(samples: FloatArray, first: NDArray[np.int64]) -> FloatArray:
@@ -164,8 +166,10 @@ def std_against(samples: FloatArray, first: NDArray[np.int64]) -> FloatArray:
     array([[0., 0., 1.]])
     """
     gap = np.take_along_axis(samples, first[..., None, :, None], axis=-1) - samples
-    gap -= gap[..., :1, :, :].copy()  # a mean of equal numbers need not be that number; a mean of zeros is
-    return gap.std(axis=-3)
+    # Less the first draw's, the gaps are of the size of their spread, and all 0 where they are all the same.
+    gap -= gap[..., :1, :, :].copy()
+    mean_square = np.einsum("...snm,...snm->...nm", gap, gap) / gap.shape[-3]
+    return np.sqrt(np.maximum(mean_square - gap.mean(axis=-3) ** 2, 0.0))
 
 
 def _of_pairs(samples: FloatArray, statistic: Callable[[FloatArray, FloatArray], FloatArray]) -> FloatArray:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.scores import FloatArray, Observation
+from agents.scores import FloatArray, Observation, ScoreArray
 from agents.scores.picks import best, one_hot
 
 Draw = Literal["joint", "interval"]
@@ -22,7 +22,7 @@ Draws = Callable[[slice, NDArray[np.bool_]], FloatArray]
 
 def dts(
     observation: Observation, rng: np.random.Generator, *, draw: Draw = "joint", width: float = 1.0, redraws: int = 30
-) -> FloatArray:
+) -> ScoreArray:
     """Double Thompson sampling: the best of one draw against the best of another.
 
     The second is drawn again while it equals the first, at most ``redraws`` draws in all (fewer if there are fewer
@@ -38,21 +38,21 @@ def dts(
         redraws: draws for the second candidate.
 
     Returns:
-        (..., n, P): 1 for the pair, 0 for the others.
+        (..., n, P) bool: True for the pair.
 
     Raises:
         ValueError: another ``draw``, ``redraws`` below 1, fewer than two joint draws.
 
     >>> draws = np.array([[[0.0, 1.0, 2.0]], [[0.0, 2.0, 1.0]]])  # 2 is best in one, 1 in the other
     >>> dts({"reward_samples": draws, "mask": np.ones((1, 3))}, np.random.default_rng(0))
-    array([[0., 0., 1.]])
+    array([[False, False,  True]])
     """
     return _drawn_pair(observation, rng, draw, width, redraws, second_sign=1.0)
 
 
 def drts(
     observation: Observation, rng: np.random.Generator, *, draw: Draw = "joint", width: float = 1.0, redraws: int = 30
-) -> FloatArray:
+) -> ScoreArray:
     """Double reverse Thompson sampling: the best of one draw against the worst of another [AUF].
 
     The public code of [AUF] differs as for :func:`dts`: there the first may meet itself.
@@ -69,7 +69,7 @@ def _drawn_pair(
     width: float,
     redraws: int,
     second_sign: float,
-) -> FloatArray:
+) -> ScoreArray:
     if redraws < 1:
         raise ValueError(f"redraws={redraws} must be at least 1")
     mask = np.asarray(observation["mask"], dtype=bool)
@@ -90,7 +90,7 @@ def _drawn_pair(
 
 
 def best_of_a_draw(draws: Draws, mask: NDArray[np.bool_], tie_noise: FloatArray) -> NDArray[np.int64]:
-    """(..., n) int64: the best candidate of each prompt in the first of the draws that :func:`posterior_draws` gives."""
+    """(..., n) int64: the best candidate of each prompt in the first of the draws of :func:`posterior_draws`."""
     every = draws(slice(0, 1), np.ones(mask.shape[:-1], dtype=bool))
     return best(every.reshape(mask.shape), mask, tie_noise[..., 0, :])
 

@@ -167,7 +167,7 @@ def test_shifting_all_rewards_changes_nothing(key):
 def test_equal_candidates_are_chosen_equally_often(key):
     observation = make_observation(np.random.default_rng(0), n=1, m=4)
     for name in ("reward_mean", "reward_std", "reward_samples", "implicit_reward", "generator", "oracle_score",
-                 "oracle_gain"):  # fmt: skip
+                 "oracle_gain", "embedding"):  # fmt: skip
         observation[name] = np.ones_like(observation[name])
     observation = {name: np.broadcast_to(value, (6000, *value.shape)) for name, value in observation.items()}
     action, _ = agents.make(key, seed=0).predict(observation)
@@ -193,7 +193,7 @@ def test_masked_candidates_are_never_chosen(key):
 
 OTHER = {
     "width": 3.0, "draw": "interval", "redraws": 1, "candidates": 2, "keep": 0.1, "quantile": 0.3, "epsilon": 0.05,
-    "noise": 0.05,
+    "noise": 0.05, "iterations": 1, "gamma": 3.0, "oversample": 4, "bandwidth": 0.2, "neighbours": 1, "ridge": 100.0,
 }  # fmt: skip
 CHOICES = [
     (key, name) for key in METHODS for name in agents.spec(key).settings() if name not in ("share", "burn_in", "alpha")
@@ -207,7 +207,8 @@ def test_every_setting_changes_some_choice(key, name):
     if agents.spec(key).family == "prompts":  # has no say where every prompt gets a pair
         common["action_space"] = gym.spaces.MultiDiscrete([8 * 15] * 3)
     default = agents.make(key, seed=0, **common).predict(observation)[0]
-    changed = agents.make(key, seed=0, **common, **{name: OTHER[name]}).predict(observation)[0]
+    value = OTHER[name] if name != "pair" else "drts"
+    changed = agents.make(key, seed=0, **common, **{name: value}).predict(observation)[0]
     assert np.any(default != changed)
 
 

@@ -385,10 +385,10 @@ def test_agents_are_seeded_by_the_run_and_only_the_privileged_see_scores(tmp_pat
 
 
 def test_a_method_gets_its_recipe_its_memory_and_its_form(tmp_path, monkeypatch):
-    from prefenv.env import PrefAcquireEnv
+    from prefenv.forms import PrefAcquireBudgetEnv
 
     recipes, states = set(), []
-    begin, make = PrefAcquireEnv.__init__, agents.make
+    begin, make = PrefAcquireBudgetEnv.__init__, agents.make
 
     def noted(self, *arguments, **named):
         recipes.add(named["recipe"])
@@ -405,7 +405,7 @@ def test_a_method_gets_its_recipe_its_memory_and_its_form(tmp_path, monkeypatch)
         agent.predict = watched
         return agent
 
-    monkeypatch.setattr("prefenv.forms.PrefAcquireBudgetEnv.__init__", noted)
+    monkeypatch.setattr(PrefAcquireBudgetEnv, "__init__", noted)
     monkeypatch.setattr(agents, "make", spy)
     assert compare(config(tmp_path, agents=("coreset", "sea", "xpo"), seeds=1, rounds=2, labels_per_round=3)) == 0
     assert recipes == {agents.recipe(key) for key in ("coreset", "sea", "xpo")}

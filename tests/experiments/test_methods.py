@@ -56,7 +56,12 @@ def test_a_table_for_each_world_and_form_and_it_goes_on(tmp_path, small, capsys)
 
 def test_every_method_without_training_is_asked_for(tmp_path, small, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr("experiments.methods._run", lambda config, cell, bar: ran.append(cell) or _numbers(len(ran)))
+
+    def run(config, cell, bar):
+        ran.append(cell)
+        return _numbers(len(ran))
+
+    monkeypatch.setattr("experiments.methods._run", run)
     assert methods(MethodsConfig(out=tmp_path)) == 0
     for world, form in PLACES:
         here = {cell.method for cell in ran if (cell.world, cell.form) == (world, form)}
