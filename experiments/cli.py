@@ -8,15 +8,19 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: threads that spin starve a shared machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy loads: its products here are too small to share
+
+import tyro
 
 import agents
 import prefenv
+from experiments.acquire import AcquireConfig, acquire
 from experiments.calibrate import CalibrateConfig, calibrate
 from experiments.compare import CompareConfig, compare
 from experiments.methods import MethodsConfig, methods
+from experiments.pools_embed import PoolsEmbedConfig, embed_pools
+from experiments.pools_import import ImportCommand, ImportConfig, pools_import
 from experiments.train import TrainConfig, train
 
 
@@ -30,10 +34,16 @@ class WorldsConfig:
     """List the worlds: key, what it is, source."""
 
 
+Pools = (
+    Annotated[ImportCommand, tyro.conf.subcommand("import", description="Import a table from what others published.")]
+    | Annotated[PoolsEmbedConfig, tyro.conf.subcommand("embed")]
+)
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[CalibrateConfig, tyro.conf.subcommand("calibrate")]
+    | Annotated[AcquireConfig, tyro.conf.subcommand("acquire")]
+    | Annotated[Pools, tyro.conf.subcommand("pools", description="Make tables of candidates.")]
     | Annotated[MethodsConfig, tyro.conf.subcommand("methods")]
     | Annotated[AgentsConfig, tyro.conf.subcommand("agents")]
     | Annotated[WorldsConfig, tyro.conf.subcommand("worlds")]
@@ -70,6 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
             return compare(config)
         if isinstance(config, CalibrateConfig):
             return calibrate(config)
+        if isinstance(config, AcquireConfig):
+            return acquire(config)
+        if isinstance(config, ImportConfig):
+            return pools_import(config)
+        if isinstance(config, PoolsEmbedConfig):
+            return embed_pools(config)
         if isinstance(config, MethodsConfig):
             return methods(config)
         if isinstance(config, TrainConfig):

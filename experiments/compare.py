@@ -23,11 +23,13 @@ from experiments.results import Results, Run, only_writer
 from experiments.train import TrainConfig, train, world_settings_of
 from prefenv.llm.settings import LLMSettings
 from prefenv.protocols import World
+from prefenv.replay.settings import ReplaySettings
 from prefenv.spaces import n_pairs
 from prefenv.synthetic.settings import SyntheticSettings
 
 CURVES = (
-    "win_rate", "win_rate_low", "win_rate_high", "win_rate_second", "capability", "kl", "posterior_accuracy"
+    "win_rate", "win_rate_low", "win_rate_high", "win_rate_second", "win_rate_length_controlled", "capability", "kl",
+    "posterior_accuracy",
 )  # fmt: skip
 
 
@@ -41,7 +43,7 @@ class CompareConfig:
     """
 
     world: tuple[str, ...] = ("synthetic",)
-    """One or more of `prefenv worlds`: synthetic, active-ultrafeedback, on-policy, llm."""
+    """One or more of `prefenv worlds`: synthetic, active-ultrafeedback, on-policy, replay (with --pools), llm."""
     agents: tuple[str, ...] = ("random", "dts", "drts", "deltaucb", "infomax", "maxmin")
     """One or more of `prefenv agents`. Differences are to `random`, headroom is a share of `oracle-greedy`'s."""
     seeds: int = 10
@@ -65,6 +67,10 @@ class CompareConfig:
     """Settings of the world synthetic; the other simulated worlds are presets and stay as they are."""
     llm: LLMSettings = field(default_factory=LLMSettings)
     """Settings of the language model world."""
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    """Settings of the replay world; its table is --pools."""
+    pools: Path | None = None
+    """Table of the world replay: a Parquet file, as `prefenv pools` makes it."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class _Comparison:
         Raises:
             ValueError: it cannot be made, or cannot serve an agent.
         """
-        settings = world_settings_of(world, self.config.synthetic, self.config.llm)
+        settings = world_settings_of(world, self.config)
         spec = prefenv.worlds.world_spec(world)
         self._worlds[world] = spec.build(settings, spec.key)
         if "oracle-greedy" in self.config.agents and self._worlds[world].gain is None:
@@ -221,7 +227,7 @@ class _Log:
 
     def __init__(self, out: Path, cell: _Cell, events: bool) -> None:
         self.spent: list[int] = []
-        self.curves: dict[str, list[float]] = {name: [] for name in CURVES}
+        self.curves: dict[str, list[float]] = {}
         folder = out / "tensorboard" / cell.world / cell.agent / f"seed_{cell.seed}"
         self._writer = tensorboard.fresh_writer(folder) if events else None
         self._texts = out / "preferences" / f"{cell.world}-{cell.agent}-seed_{cell.seed}.jsonl"
@@ -230,7 +236,8 @@ class _Log:
     def add(self, info: dict[str, Any]) -> None:
         self.spent.append(info["spent"])
         for name in CURVES:
-            self.curves[name].append(float(info[name]))
+            if name in info:  # a world may not measure all
+                self.curves.setdefault(name, []).append(float(info[name]))
         if self._writer is not None:
             tensorboard.write_point(self._writer, info)
             self._writer.flush()
@@ -312,7 +319,7 @@ def _checked(config: CompareConfig) -> dict[str, dict[str, Any]]:
         world: {
             "rounds": config.rounds,
             **({"labels_per_round": config.labels_per_round} if config.labels_per_round else {}),
-            **dataclasses.asdict(world_settings_of(world, config.synthetic, config.llm)),
+            **dataclasses.asdict(world_settings_of(world, config)),
         }
         for world in config.world
     }

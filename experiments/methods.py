@@ -154,8 +154,8 @@ def differences(place: dict[str, Found]) -> dict[str, FloatArray]:
 def table(place: dict[str, Found]) -> str:
     """Markdown table of one world and form, best area first."""
     rows = [[
-        "method", "judged", "final win rate", "area", "area - random's", "headroom", "reward model", "capability",
-        "µs a prompt",
+        "method", "judged", "final win rate", "area", "area - random's, points", "headroom", "reward model",
+        "capability", "µs a prompt",
     ]]  # fmt: skip
     gains = differences(place)
     room = float(gains[CEILING].mean())

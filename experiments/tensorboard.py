@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 TAGS = {
     "win_rate": "policy/win_rate",
     "win_rate_second": "policy/win_rate_second_judge",
+    "win_rate_length_controlled": "policy/win_rate_length_controlled",
     "capability": "policy/capability",
     "kl": "policy/kl",
     "posterior_accuracy": "posterior/accuracy",

@@ -6,11 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import gymnasium as gym
 
 import prefenv.worlds
 from prefenv.llm.settings import LLMSettings
+from prefenv.replay.settings import ReplaySettings
 from prefenv.synthetic.settings import SyntheticSettings
 
 
@@ -40,6 +42,10 @@ class TrainConfig:
     """Settings of the simulator."""
     llm: LLMSettings = field(default_factory=LLMSettings)
     """Settings of the language model world."""
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    """Settings of the replay world; its table is --pools."""
+    pools: Path | None = None
+    """Table of the world replay: a Parquet file, as `prefenv pools` makes it."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -58,7 +64,7 @@ def train(config: TrainConfig) -> Path:
         raise ValueError(f"seed={config.seed} must lie in 0 ... {2**16 - 1}")
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"--out {config.out} is a file: name a folder")
-    settings = world_settings_of(config.world, config.synthetic, config.llm)
+    settings = world_settings_of(config.world, config)
     try:
         from agents.learned.training import train_ppo
     except ModuleNotFoundError as error:
@@ -72,18 +78,43 @@ def train(config: TrainConfig) -> Path:
     return train_ppo(worlds, config.out, config.steps, config.seed, config.progress)
 
 
-def world_settings_of(key: str, synthetic: SyntheticSettings, llm: LLMSettings) -> SyntheticSettings | LLMSettings:
+class OfWorlds(Protocol):
+    """A command's settings of the worlds that can be set."""
+
+    @property
+    def synthetic(self) -> SyntheticSettings:
+        """Of the simulator."""
+
+    @property
+    def llm(self) -> LLMSettings:
+        """Of the language model world."""
+
+    @property
+    def replay(self) -> ReplaySettings:
+        """Of the replay world."""
+
+    @property
+    def pools(self) -> Path | None:
+        """Its table."""
+
+
+AnySettings = SyntheticSettings | LLMSettings | ReplaySettings
+
+
+def world_settings_of(key: str, config: OfWorlds) -> AnySettings:
     """The settings that belong to a world's key: presets are as they are, the other worlds as they are set.
 
     Raises:
         ValueError: no such world.
     """
     spec = prefenv.worlds.world_spec(key)
-    given: dict[str, SyntheticSettings | LLMSettings] = {"synthetic": synthetic, "llm": llm}
+    pools = config.replay.pools if config.pools is None else str(config.pools)
+    replay = dataclasses.replace(config.replay, pools=pools)
+    given: dict[str, AnySettings] = {"synthetic": config.synthetic, "llm": config.llm, "replay": replay}
     return given.get(spec.key, spec.settings)
 
 
-def _same_configuration(config: TrainConfig, settings: SyntheticSettings | LLMSettings) -> None:
+def _same_configuration(config: TrainConfig, settings: AnySettings) -> None:
     """Keep the configuration beside the checkpoint, so that training never goes on under another one."""
     file = config.out / "train.json"
     kept = {name: getattr(config, name) for name in ("world", "rounds", "seed", "n_envs")}

@@ -57,8 +57,9 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     rate less one half. The episode terminates when the budget is spent; its last observation shows the last pool
     again, under the last posterior.
 
-    ``info`` of reset and step: ``win_rate``, ``win_rate_low``, ``win_rate_high`` (95 %), ``win_rate_second`` (a judge
-    who did not label), ``capability``, ``kl``, ``posterior_accuracy``; ``labels`` received and ``spent`` so far;
+    ``info`` of reset and step: ``win_rate``, ``win_rate_low``, ``win_rate_high`` (95 %), ``kl``,
+    ``posterior_accuracy``; where the world measures them ``win_rate_second`` (a judge who did not label),
+    ``win_rate_length_controlled``, ``capability``; ``labels`` received and ``spent`` so far;
     ``judged`` responses that the oracle looked at so far; of this step ``illegal`` and ``repeated`` pairs,
     ``self_labelled`` ones that the posterior added by the recipe, ``abstained`` comparisons, ``preferences`` ((labels a
     round, 3) int64: prompt row, chosen, rejected; the labels first, then -1; none of the posterior's own) and, where
@@ -74,6 +75,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         privileged: show ``oracle_score`` and ``oracle_gain``.
         recipe: how labels are made and learned from, where a method says more than which pairs to choose:
             ``agents.recipe(key)``.
+        pools: the table of the world ``replay``.
 
     Raises:
         ValueError: an unknown world, a size that cannot be, sizes given beside a World object, a recipe that wants more
@@ -103,8 +105,9 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         budget: int | None = None,
         privileged: bool = False,
         recipe: Recipe = PLAIN,
+        pools: str | None = None,
     ) -> None:
-        self.world = _resolve_world(world, n_prompts, n_candidates)
+        self.world = _resolve_world(world, n_prompts, n_candidates, pools)
         self.privileged, self.recipe = bool(privileged), recipe
         self._episode: object | None = None
         n, m = self.world.n_prompts, self.world.n_candidates
@@ -267,19 +270,26 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
 
     def _info(self, round_info: Info, clock: Clock) -> Info:
         evaluation = self._evaluation
-        return round_info | {
-            "win_rate": evaluation.win_rate.mean,
-            "win_rate_low": evaluation.win_rate.low,
-            "win_rate_high": evaluation.win_rate.high,
+        measured = {
             "win_rate_second": evaluation.second,
+            "win_rate_length_controlled": evaluation.length_controlled,
             "capability": evaluation.capability,
-            "kl": evaluation.kl,
-            "posterior_accuracy": evaluation.posterior_accuracy,
-            "labels": self._labels,
-            "spent": self._spent,
-            "judged": self._judged,
-            "seconds": clock.seconds(),
         }
+        return (
+            round_info
+            | {name: value for name, value in measured.items() if value is not None}
+            | {
+                "win_rate": evaluation.win_rate.mean,
+                "win_rate_low": evaluation.win_rate.low,
+                "win_rate_high": evaluation.win_rate.high,
+                "kl": evaluation.kl,
+                "posterior_accuracy": evaluation.posterior_accuracy,
+                "labels": self._labels,
+                "spent": self._spent,
+                "judged": self._judged,
+                "seconds": clock.seconds(),
+            }
+        )
 
     def _agreement(self, preferences: Preferences) -> float:
         """Share of labels that agree with the oracle's own reward; equal rewards count one half."""
@@ -359,13 +369,16 @@ def require_same_maker(state: State, own: dict[str, Any]) -> None:
         raise ValueError(f"the state is of another environment: {'; '.join(differing)}")
 
 
-def _resolve_world(world: Any, n_prompts: int | None, n_candidates: int | None) -> World:
+def _resolve_world(world: Any, n_prompts: int | None, n_candidates: int | None, pools: str | None) -> World:
     given = (("n_prompts", n_prompts), ("n_candidates", n_candidates))
     sizes = {name: whole_number(name, value) for name, value in given if value is not None}
+    table = {} if pools is None else {"pools": str(pools)}
     if isinstance(world, str):
-        return make_world(world, **sizes)
+        return make_world(world, **sizes, **table)
     if not isinstance(world, World):
-        return build_world(world, **sizes)
+        return build_world(world, **sizes, **table)
+    if table:
+        raise ValueError("pools goes with a key or settings: a World has its table already")
     for name, value in sizes.items():
         if value != getattr(world, name):
             raise ValueError(f"{name}={value}, but the World given has {getattr(world, name)}: set it where it is made")

@@ -36,10 +36,11 @@ class PrefAcquireBudgetEnv(PrefAcquireEnv):
         budget: int | None = None,
         privileged: bool = False,
         recipe: Recipe = PLAIN,
+        pools: str | None = None,
         labels_per_round: int | None = None,
     ) -> None:
         self.labels_per_round = None if labels_per_round is None else whole_number("labels_per_round", labels_per_round)
-        super().__init__(world, n_prompts, n_candidates, budget, privileged, recipe)
+        super().__init__(world, n_prompts, n_candidates, budget, privileged, recipe, pools)
 
     def _make_action_space(self) -> gym.Space[Any]:
         k, size = self._labels_per_round(), self.world.n_prompts * self.n_pairs

@@ -23,6 +23,7 @@ def make_vector_env(
     budget: int | None = None,
     privileged: bool = False,
     recipe: Recipe = PLAIN,
+    pools: str | None = None,
 ) -> VectorEnv:
     """B environments: :class:`PrefAcquireVectorEnv` in the simulator, gymnasium's ``SyncVectorEnv`` in other worlds.
 
@@ -35,14 +36,15 @@ def make_vector_env(
         budget: likewise.
         privileged: likewise.
         recipe: likewise.
+        pools: likewise.
 
     Raises:
         ValueError: as PrefAcquireEnv; a World object; num_envs below 1.
     """
-    settings = _simulated(num_envs, world, n_prompts, n_candidates)
+    settings = _simulated(num_envs, world, n_prompts, n_candidates, pools)
     if settings is None:
         return SyncVectorEnv(
-            [lambda: PrefAcquireEnv(world, n_prompts, n_candidates, budget, privileged, recipe)] * num_envs
+            [lambda: PrefAcquireEnv(world, n_prompts, n_candidates, budget, privileged, recipe, pools)] * num_envs
         )
     return PrefAcquireVectorEnv(settings, num_envs, budget, privileged, recipe)
 
@@ -55,6 +57,7 @@ def make_budget_vector_env(
     budget: int | None = None,
     privileged: bool = False,
     recipe: Recipe = PLAIN,
+    pools: str | None = None,
     labels_per_round: int | None = None,
 ) -> VectorEnv:
     """As :func:`make_vector_env`, of :class:`prefenv.forms.PrefAcquireBudgetEnv`.
@@ -67,15 +70,20 @@ def make_budget_vector_env(
         budget: likewise.
         privileged: likewise.
         recipe: likewise.
+        pools: likewise.
         labels_per_round: k; n when None.
 
     Raises:
         ValueError: as PrefAcquireBudgetEnv; a World object; num_envs below 1.
     """
-    settings = _simulated(num_envs, world, n_prompts, n_candidates)
+    settings = _simulated(num_envs, world, n_prompts, n_candidates, pools)
     if settings is None:
         return SyncVectorEnv(
-            [lambda: PrefAcquireBudgetEnv(world, n_prompts, n_candidates, budget, privileged, recipe, labels_per_round)]
+            [
+                lambda: PrefAcquireBudgetEnv(
+                    world, n_prompts, n_candidates, budget, privileged, recipe, pools, labels_per_round
+                )
+            ]
             * num_envs
         )
     k = settings.n_prompts if labels_per_round is None else labels_per_round
@@ -83,7 +91,11 @@ def make_budget_vector_env(
 
 
 def _simulated(
-    num_envs: int, world: str | SyntheticSettings | World, n_prompts: int | None, n_candidates: int | None
+    num_envs: int,
+    world: str | SyntheticSettings | World,
+    n_prompts: int | None,
+    n_candidates: int | None,
+    pools: str | None,
 ) -> SyntheticSettings | None:
     """The settings of a simulated world of these sizes; None for another world."""
     whole_number("num_envs", num_envs)
@@ -95,6 +107,8 @@ def _simulated(
     settings = world_spec(world).settings if isinstance(world, str) else world
     if not isinstance(settings, SyntheticSettings):
         return None
+    if pools is not None:
+        raise ValueError(f"pools={pools!r} is a table of the world replay, and a simulated world has none")
     return dataclasses.replace(
         settings,
         n_prompts=settings.n_prompts if n_prompts is None else n_prompts,

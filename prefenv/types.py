@@ -277,17 +277,19 @@ class Evaluation:
 
     Attributes:
         win_rate: against the reference, by the reward that the oracle labels with.
-        second: the win rate by a second judge, who did not label.
-        capability: a value besides the reward; the world says which. NaN where not measured.
+        second: the win rate by a second judge, who did not label; None where there is none.
+        capability: a value besides the reward; the world says which. None where it is not measured.
         kl: nats a response: KL(policy || reference), mean over evaluation prompts.
         posterior_accuracy: share of held-out pairs that the posterior mean ranks as the oracle's reward does.
+        length_controlled: the win rate by the reward less what goes with length; None where it is not measured.
     """
 
     win_rate: WinRate
-    second: float
-    capability: float
+    second: float | None
+    capability: float | None
     kl: float
     posterior_accuracy: float
+    length_controlled: float | None = None
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
         )  # fmt: skip
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self._policies = Policies(settings, num_envs)
+        self._policies = Policies(settings, num_envs, settings.embedding_size + 1)
         rounds = -(-self.budget // k)
         self._labellers = Labellers(settings, recipe, labels_per_round is not None, ahead=rounds)
         self._sources = Sources(settings, self._policies, ahead=rounds)

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefenv.llm.settings import LLMSettings
 from prefenv.protocols import World
+from prefenv.replay.settings import ReplaySettings
 from prefenv.synthetic.settings import PRESETS, SyntheticSettings
 from prefenv.types import unknown_name
 
@@ -38,6 +39,16 @@ def _synthetic(settings: SyntheticSettings, name: str) -> World:
     from prefenv.synthetic.world import make_synthetic_world
 
     return make_synthetic_world(settings, name)
+
+
+def _replay(settings: ReplaySettings, name: str) -> World:
+    try:
+        from prefenv.replay.world import make_replay_world
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the replay world needs the package '{error.name}': pip install 'prefenv[replay]'", name=error.name
+        ) from error
+    return make_replay_world(settings, name)
 
 
 def _llm(settings: LLMSettings, name: str) -> World:
@@ -74,6 +85,13 @@ WORLDS: dict[str, WorldSpec] = {
             "the setting of Random Is Hard to Beat, arXiv 2604.02766",
             PRESETS["on-policy"],
             _synthetic,
+        ),
+        WorldSpec(
+            "replay",
+            "a table of real prompts with annotated candidates (pools=PATH); its scores label, a log-linear policy",
+            "replayed judges: ActiveUltraFeedback, arXiv 2603.09692; AlpacaEval, arXiv 2404.04475",
+            ReplaySettings(),
+            _replay,
         ),
         WorldSpec(
             "llm",

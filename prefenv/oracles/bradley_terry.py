@@ -108,8 +108,11 @@ class BradleyTerryOracle:
         """One label for each pair that is no tie."""
         reward = self.score(pool).astype(np.float64)
         gap = reward[pairs.prompt, pairs.first] - reward[pairs.prompt, pairs.second]
-        sign = label_sign(gap, self._rng.random(len(pairs)), self.temperature, self.tie, self.flip)
-        return preferences_of(pairs, sign)
+        return preferences_of(pairs, self.signs(gap, self._rng))
+
+    def signs(self, gap: FloatArray, rng: np.random.Generator) -> NDArray[np.int8]:
+        """Answers to comparisons with these (k,) gaps of the reward, as in :func:`label_sign`."""
+        return label_sign(gap, rng.random(len(gap)), self.temperature, self.tie, self.flip)
 
     def state_dict(self) -> State:
         """The generator."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.special import expit
 
 from prefenv.protocols import State
-from prefenv.synthetic.settings import Loss, SyntheticSettings
+from prefenv.synthetic.settings import Loss
 from prefenv.synthetic.story import log_softmax, project
 from prefenv.types import BoolArray, FloatArray, IntArray
 
@@ -95,16 +96,45 @@ class PromptResponses:
     length: FloatArray
 
 
+class LearnerSettings(Protocol):
+    """What a step needs to know."""
+
+    @property
+    def loss(self) -> Loss:
+        """The loss: dpo, ipo or simpo."""
+
+    @property
+    def beta(self) -> float:
+        """Of the loss."""
+
+    @property
+    def simpo_margin(self) -> float:
+        """SimPO's gamma."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Size of a gradient step."""
+
+    @property
+    def gradient_steps(self) -> int:
+        """Of each round."""
+
+
 class Policies:
     """B policies and their learner.
+
+    Args:
+        settings: of the step.
+        n_worlds: B.
+        n_features: D.
 
     Attributes:
         theta: (B, D) float64; zero is the reference.
     """
 
-    def __init__(self, settings: SyntheticSettings, n_worlds: int) -> None:
+    def __init__(self, settings: LearnerSettings, n_worlds: int, n_features: int) -> None:
         self._settings, self.n_worlds = settings, n_worlds
-        self._zero = np.zeros((n_worlds, settings.embedding_size + 1))
+        self._zero = np.zeros((n_worlds, n_features))
         self.reset()
 
     def reset(self) -> None:

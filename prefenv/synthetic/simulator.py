@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.random.bit_generator import BitGenerator
@@ -20,7 +21,7 @@ from prefenv.posteriors.ensemble import EnsembleBeliefs
 from prefenv.posteriors.single import Beliefs
 from prefenv.protocols import State
 from prefenv.spaces import pair_table
-from prefenv.synthetic.policy import Policies, PromptResponses, preference_slope
+from prefenv.synthetic.policy import LearnerSettings, Policies, PromptResponses, preference_slope
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.story import (
     LOG_LENGTH_MEAN,
@@ -286,8 +287,24 @@ class Evaluators:
 _HELD_OUT = ("features", "reference", "beats", "totals", "pair_embedding", "pair_truth")
 
 
+class GainSettings(LearnerSettings, Protocol):
+    """What the expected gain needs to know besides."""
+
+    @property
+    def oracle_temperature(self) -> float:
+        """Noise of the labels."""
+
+    @property
+    def oracle_tie(self) -> float:
+        """Lead that a label needs."""
+
+    @property
+    def oracle_flip(self) -> float:
+        """Chance that a label is turned round."""
+
+
 def expected_gain(
-    settings: SyntheticSettings, features: FloatArray, reward: FloatArray, theta: FloatArray, gradient: FloatArray
+    settings: GainSettings, features: FloatArray, reward: FloatArray, theta: FloatArray, gradient: FloatArray
 ) -> FloatArray:
     """(B, n, P): first-order gain in win rate that each pair's label is expected to bring, up to a common factor.
 

@@ -9,7 +9,7 @@ import numpy as np
 from prefenv.oracles.bradley_terry import BradleyTerryOracle
 from prefenv.posteriors.single import SinglePosterior
 from prefenv.protocols import RewardPosterior, State, World
-from prefenv.synthetic.policy import Labels, Policies
+from prefenv.synthetic.policy import Labels, Policies, PromptResponses
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.simulator import Evaluators, Pools, Sources, expected_gain, make_beliefs, start_beliefs
 from prefenv.types import Evaluation, FloatArray, Pool, Preferences, WinRate
@@ -34,6 +34,11 @@ class SyntheticPool(Pool):
     def reward(self) -> FloatArray:
         """(n, m) float32 hidden reward, for the oracle."""
         return np.asarray(self.pools.reward[0])
+
+    @property
+    def responses(self) -> PromptResponses:
+        """All responses to the prompts, of B = 1."""
+        return self.pools.responses
 
 
 def hidden_reward(pool: Pool) -> FloatArray:
@@ -97,7 +102,7 @@ class SyntheticPosterior(SinglePosterior):
 
 
 class LogLinearPolicy:
-    """The policy and its learner."""
+    """The policy and its learner, on pools that know their ``features`` (n, m, D) and ``responses``."""
 
     def __init__(self, policies: Policies) -> None:
         self.policies = policies
@@ -110,13 +115,9 @@ class LogLinearPolicy:
         """Gradient steps on the labels of this round."""
         if len(preferences) == 0:
             return
-        labels = Labels(
-            preferences.prompt[None],
-            preferences.chosen[None],
-            preferences.rejected[None],
-            np.ones((1, len(preferences)), dtype=np.bool_),
-        )
-        self.policies.step(_pools(pool).features, labels, _pools(pool).responses, exploration_bonus)
+        told = np.ones((1, len(preferences)), dtype=np.bool_)
+        labels = Labels(preferences.prompt[None], preferences.chosen[None], preferences.rejected[None], told)
+        self.policies.step(pool.features[None], labels, pool.responses, exploration_bonus)  # type: ignore[attr-defined]
 
     def state_dict(self) -> State:
         """The parameters."""
@@ -173,7 +174,7 @@ class ExpectedGain:
 def make_synthetic_world(settings: SyntheticSettings | None = None, name: str = "synthetic") -> World:
     """A simulated world with these settings (the defaults when None)."""
     settings = settings or SyntheticSettings()
-    policies = Policies(settings, n_worlds=1)
+    policies = Policies(settings, 1, settings.embedding_size + 1)
     source = SyntheticSource(settings, policies)
     evaluator = SyntheticEvaluator(settings, policies, source.sources)
     temperature, tie, flip = settings.oracle_temperature, settings.oracle_tie, settings.oracle_flip

@@ -128,7 +128,7 @@ def test_a_world_without_labels_keeps_its_policy_while_others_step():
     from prefenv.synthetic.policy import Policies
 
     settings = SyntheticSettings()
-    policies = Policies(settings, n_worlds=2)
+    policies = Policies(settings, 2, settings.embedding_size + 1)
     features = np.random.default_rng(0).standard_normal((2, 8, 4, 17)).astype(np.float32)
     told = np.array([[True], [False]])
     labels = Labels(np.zeros((2, 1), int), np.array([[1], [0]]), np.array([[0], [0]]), told)

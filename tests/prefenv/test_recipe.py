@@ -199,7 +199,7 @@ def test_the_bonus_is_alpha_times_its_gradient(loss):
     start = rng.standard_normal(4)
 
     def after(alpha):
-        policies = Policies(settings, 1)
+        policies = Policies(settings, 1, 4)
         policies.theta = start[None].copy()
         policies.step(features, labels, responses, alpha)
         return policies.theta[0]
@@ -213,7 +213,7 @@ def test_the_bonus_is_alpha_times_its_gradient(loss):
 
 
 def _without_argument(settings, features, labels, responses, start):
-    policies = Policies(settings, 1)
+    policies = Policies(settings, 1, 4)
     policies.theta = start[None].copy()
     policies.step(features, labels, responses)
     return policies.theta[0]

@@ -1,0 +1,150 @@
+"""The preference set that a user takes home."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from experiments import cli
+from experiments.acquire import CARD, COLUMNS, JSONL, PARQUET, AcquireConfig, acquire
+from prefenv.replay.settings import ReplaySettings
+from prefenv.replay.table import PoolTable
+from tests.prefenv.replay.small import make_table
+
+SMALL = ReplaySettings(n_prompts=4, n_eval_prompts=9)
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    return make_table(tmp_path_factory.mktemp("pools"))
+
+
+def config(pools, out, **changed):
+    return AcquireConfig(**{"pools": pools, "out": out, "budget": 30, "replay": SMALL} | changed)
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / JSONL).read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_are_of_the_table_and_the_same_in_both_files(pools, tmp_path, capsys):
+    assert acquire(config(pools, tmp_path)) == 0
+    rows = rows_of(tmp_path)
+    assert len(rows) == 30
+    assert [tuple(row) for row in rows] == [COLUMNS] * 30
+    assert pq.read_table(tmp_path / PARQUET).to_pylist() == rows
+    table = PoolTable.open(pools)
+    score = table.column("score")
+    for row in rows:
+        prompt = table.prompt_id.tolist().index(row["prompt_id"])
+        candidates = range(table.start[prompt], table.start[prompt + 1])
+        by_name = {table.generators[table.generator[i]]: i for i in candidates}
+        for side in ("chosen", "rejected"):
+            place = by_name[row[f"generator_{side}"]]
+            assert table.texts([place])[0] == (row["prompt"], row[side])
+            assert row[f"score_{side}"] == pytest.approx(score[place], rel=1e-5)
+        assert row["generator_chosen"] != row["generator_rejected"]
+    assert Counter(row["round"] for row in rows) == Counter(dict.fromkeys(range(1, 8), 4) | {8: 2})
+    assert "🙂" in rows[0]["prompt"]
+    agree = np.mean([row["score_chosen"] > row["score_rejected"] for row in rows])
+    assert f"| labels that agree with the scores | {agree:.3f} |" in (tmp_path / CARD).read_text()
+    assert "30 preferences" in capsys.readouterr().out
+
+
+def test_the_same_command_makes_the_same_files_and_another_seed_others(pools, tmp_path):
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        acquire(config(pools, tmp_path / name, seed=seed))
+    assert (tmp_path / "one" / JSONL).read_bytes() == (tmp_path / "again" / JSONL).read_bytes()
+    assert (tmp_path / "one" / PARQUET).read_bytes() == (tmp_path / "again" / PARQUET).read_bytes()
+    assert rows_of(tmp_path / "one") != rows_of(tmp_path / "other")
+
+
+def test_agents_that_choose_prompts_remember_them(pools, tmp_path):
+    acquire(config(pools, tmp_path, agent="coreset", labels_per_round=1, budget=6))
+    assert [row["round"] for row in rows_of(tmp_path)] == list(range(1, 7))
+    assert "--labels-per-round 1" in (tmp_path / CARD).read_text()
+
+
+def test_the_card_has_the_command_that_made_it(pools, tmp_path):
+    changed = ReplaySettings(n_prompts=4, n_eval_prompts=9, judge="argmax")
+    acquire(config(pools, tmp_path, agent="maxmin", replay=changed, seed=3))
+    text = (tmp_path / CARD).read_text()
+    assert "prefenv acquire --pools pools.parquet --agent maxmin --budget 30 --seed 3" in text
+    assert "--replay.n-prompts 4 --replay.n-eval-prompts 9 --replay.judge argmax --out OUT" in text
+    assert "saw the oracle's scores" in text
+    assert "| labels that agree with the scores | 1.000 |" in text
+
+
+def test_what_is_there_is_not_replaced_unless_asked(pools, tmp_path):
+    acquire(config(pools, tmp_path, budget=4))
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        acquire(config(pools, tmp_path))
+    assert len(rows_of(tmp_path)) == 4
+    acquire(config(pools, tmp_path, budget=5, overwrite=True))
+    assert len(rows_of(tmp_path)) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((JSONL, PARQUET, CARD))
+
+
+def test_stopped_it_leaves_nothing(pools, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.acquire.card", stop)
+    with pytest.raises(KeyboardInterrupt):
+        acquire(config(pools, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_datasets_takes_the_folder_as_it_is(pools, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    acquire(config(pools, tmp_path / "acquired"))
+    found = datasets.load_dataset(str(tmp_path / "acquired"), cache_dir=str(tmp_path / "cache"))
+    assert list(found) == ["train"]
+    assert found["train"].column_names == list(COLUMNS)
+    assert found["train"].to_list() == rows_of(tmp_path / "acquired")
+
+
+def test_it_is_uploaded_when_asked(pools, tmp_path, monkeypatch, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+    calls = []
+
+    class Api:
+        def create_repo(self, name, **arguments):
+            calls.append(("create", name, arguments["repo_type"]))
+
+        def upload_folder(self, **arguments):
+            calls.append(("upload", arguments["repo_id"], sorted(arguments["allow_patterns"])))
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    acquire(config(pools, tmp_path, push_to_hub="me/mine"))
+    assert calls == [("create", "me/mine", "dataset"), ("upload", "me/mine", sorted((JSONL, PARQUET, CARD)))]
+    assert "https://huggingface.co/datasets/me/mine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--agent", "delta-ucb"], "did you mean 'deltaucb'"), (["--budget", "0"], "budget=0"),
+        (["--pools", "nowhere.parquet"], "no table at nowhere.parquet"), (["--agent", "ppo"], "weights"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_told_and_writes_nothing(pools, tmp_path, arguments, message, capsys):
+    out = tmp_path / "out"
+    sizes = ["--replay.n-prompts", "4", "--replay.n-eval-prompts", "9"]
+    assert cli.main(["acquire", "--pools", str(pools), "--out", str(out), *sizes, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_compare_runs_on_a_table(pools, tmp_path, capsys):
+    arguments = ["--world", "replay", "--pools", str(pools), "--agents", "random", "drts", "oracle-greedy"]
+    sizes = ["--replay.n-prompts", "4", "--replay.n-eval-prompts", "9", "--seeds", "2", "--rounds", "3"]
+    assert cli.main(["compare", *arguments, *sizes, "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "| replay | oracle-greedy (privileged) |" in text
+    runs = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()][1:]
+    assert len(runs) == 6
+    assert all("win_rate_length_controlled" in run["curves"] and "capability" not in run["curves"] for run in runs)
+    assert (tmp_path / "win_rate.png").exists()
