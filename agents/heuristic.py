@@ -59,8 +59,9 @@ class ScoreAgent:
 class DesignAgent:
     """Chooses pairs together, and remembers those of the episode.
 
-    The memory is the state of ``predict``: hand back what the last call gave, with ``episode_start`` True where an
-    episode has begun since. Called without a state it knows of no earlier labels.
+    The memory is the state of ``predict``: hand back what the last call gave, with ``episode_start`` True where the
+    observation is the first of an episode. (Gymnasium's vectors reset in the step after the last one, whose action they
+    ignore: there it is True one step after ``terminated``.) Called without a state it knows of no earlier labels.
 
     Args:
         design: observation, generator, plan → (..., n, P).

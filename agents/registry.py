@@ -271,6 +271,7 @@ def make(
         {'draw': 'interval'}
     """
     entry = _known(key, settings)
+    recipe(key, **settings)  # a wrong one is told here, too
     own = {name: value for name, value in settings.items() if name in _keywords(entry.method)}
     score = entry.method(**own) if entry.learned else partial(entry.method, **own)
     return (DesignAgent if entry.design else ScoreAgent)(score, action_space, seed)

@@ -208,7 +208,8 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
         count = self.recipe.self_labels(asked)
         if not self.recipe.self_labelled or self._rounds < self.recipe.burn_in:
             return NO_LABELS
-        share = uniforms(self._words, 2 * self.world.n_prompts)
+        n, m = self._pool.mask.shape
+        share = uniforms(self._words, 2 * n + n * m)
         columns = own_labels(self._belief.samples[None], self._pool.mask[None], share, count)
         prompt, chosen, rejected, valid = (column[0] for column in columns)
         return Preferences(prompt[valid], chosen[valid], rejected[valid])

@@ -38,10 +38,11 @@ def test_1_a_label_is_about_two_candidates_of_its_prompt():
     agent = agents.make("random", env.action_space, seed=0)
     for asked in (4, 4, 2):  # three batches, the last one ragged
         action = agent.predict(observation)[0]
-        rows = env._pairs(action[:asked])
+        prompt, pair = np.divmod(action[:asked], 3)
         observation, *_, info = env.step(action)
         told = {(prompt, *sorted(pair)) for prompt, *pair in info["preferences"][:asked].tolist()}
-        assert told == set(zip(rows.prompt.tolist(), rows.first.tolist(), rows.second.tolist(), strict=True))
+        first, second = (side[pair].tolist() for side in pair_table(3))
+        assert told == set(zip(prompt.tolist(), first, second, strict=True))
 
 
 def test_2_random_never_pairs_a_candidate_with_itself():

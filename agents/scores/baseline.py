@@ -11,7 +11,20 @@ from prefenv.types import whole_number
 
 
 def random(observation: Observation, rng: np.random.Generator) -> FloatArray:
-    """Uniform over the pairs: every score is its own draw from [0, 1), so never i = j and no pair is favoured."""
+    """Uniform over the pairs: every score is its own draw from [0, 1), so never i = j and no pair is favoured.
+
+    It assumes nothing. It wastes labels where most pairs teach next to nothing. It is also what ``xpo`` chooses, whose
+    recipe changes the learner: to the loss of each label comes ``alpha E_{y ~ reference} log policy(y)`` [XPO, arXiv
+    2405.21046], so that a step leads away from what the reference says. That assumes that the reference has not found
+    the good responses; where it has, it leads away from them. With the public codes' alpha of 1e-5 nothing is seen.
+
+    Args:
+        observation: with ``mask`` (..., n, m).
+        rng: one uniform array is drawn.
+
+    Returns:
+        (..., n, P) in [0, 1).
+    """
     *lead, n, m = observation["mask"].shape
     return rng.random((*lead, n, n_pairs(m)))
 

@@ -12,6 +12,7 @@ from prefenv.spaces import pair_table
 IntArray = NDArray[np.int64]
 
 TIE = 1e-9  # of the largest value: closer values are equal
+JITTER = 1e-13  # of the trace: a smaller ridge would be lost beside the labels in float64
 ROUNDING = 1e-12  # of the largest value at the start: what the updates of a value may have lost
 
 
@@ -80,7 +81,9 @@ def _whitened(observation: Observation, plan: Plan, ridge: float) -> FloatArray:
     known = plan.known.reshape(len(mask), -1, 1)
     ends = np.asarray(plan.labelled, dtype=np.float64).reshape(len(mask), -1, 2, d)
     labelled = np.where(known, ends[..., 0, :] - ends[..., 1, :], 0.0)
-    precision = ridge * np.eye(d) + labelled.swapaxes(-1, -2) @ labelled
+    precision = labelled.swapaxes(-1, -2) @ labelled
+    size = np.trace(precision, axis1=-2, axis2=-1)[:, None, None]
+    precision += np.maximum(ridge, JITTER * size) * np.eye(d)
     root = np.linalg.inv(np.linalg.cholesky(precision))
     return (candidates.reshape(-1, n * m, d) @ root.swapaxes(-1, -2)).reshape(-1, n, m, d)
 

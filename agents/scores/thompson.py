@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from agents.scores import FloatArray, Observation, ScoreArray
 from agents.scores.picks import best, one_hot
+from prefenv.types import whole_number
 
 Draw = Literal["joint", "interval"]
 Draws = Callable[[slice, NDArray[np.bool_]], FloatArray]
@@ -55,7 +56,9 @@ def drts(
 ) -> ScoreArray:
     """Double reverse Thompson sampling: the best of one draw against the worst of another [AUF].
 
-    The public code of [AUF] differs as for :func:`dts`: there the first may meet itself.
+    It assumes that DPO learns most from a sure pair, as :func:`~agents.scores.intervals.deltaucb` does, but spreads
+    its pairs as the posterior is unsure. Where responses differ little, or the policy is near what its labels support,
+    it pays no better than chance. The public code of [AUF] differs as for :func:`dts`: there the first may meet itself.
 
     Arguments, result and errors as in :func:`dts`.
     """
@@ -70,8 +73,7 @@ def _drawn_pair(
     redraws: int,
     second_sign: float,
 ) -> ScoreArray:
-    if redraws < 1:
-        raise ValueError(f"redraws={redraws} must be at least 1")
+    whole_number("redraws", redraws)
     mask = np.asarray(observation["mask"], dtype=bool)
     m = mask.shape[-1]
     draws, tie_noise = posterior_draws(observation, rng, draw, width, count=1 + redraws)
@@ -120,6 +122,8 @@ def posterior_draws(
     array([[[0., 1.],
             [0., 1.]]])
     """
+    if not 0 <= width < np.inf:
+        raise ValueError(f"width={width} standard deviations must be 0 or more, and finite")
     if draw == "joint":
         return _joint_draws(observation, rng, count)
     if draw == "interval":
@@ -147,8 +151,6 @@ def _interval_draws(
     observation: Observation, rng: np.random.Generator, width: float, count: int
 ) -> tuple[Draws, FloatArray]:
     """Draws that are uniform in each candidate's interval."""
-    if not 0 <= width < np.inf:
-        raise ValueError(f"width={width} standard deviations must be 0 or more, and finite")
     mean = np.asarray(observation["reward_mean"], dtype=np.float64)
     std = np.asarray(observation["reward_std"], dtype=np.float64)
     noise = rng.random((*mean.shape[:-1], count + 3, mean.shape[-1]))

@@ -66,9 +66,8 @@ def surface_features(prompts: Sequence[str], responses: Sequence[str]) -> FloatA
         words = _words(response)
         distinct = set(words)
         counts[row] = len(words), len(distinct), len(asked & distinct)
-    words_, distinct_, common = counts.T
-    text = pa.array(responses, pa.large_string())
-    lines = pc.binary_join_element_wise(pa.scalar("", pa.large_string()), text, pa.scalar("\n", pa.large_string()))
+    (words_, distinct_, common), text = counts.T, pa.array(responses, pa.large_string())
+    lines = pa.array(["\n" + response for response in responses], pa.large_string())
     return np.column_stack(
         [
             np.log1p(words_),

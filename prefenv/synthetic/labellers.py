@@ -96,7 +96,7 @@ class Labellers:
         self._rounds += 1
         if not self._recipe.self_labelled or self._rounds <= self._recipe.burn_in:
             return labels, np.zeros(b, dtype=np.int64)
-        share = uniforms(self._own, 2 * n)
+        share = uniforms(self._own, 2 * n + n * m)
         own = own_labels(samples, np.ones((b, n, m), dtype=np.bool_), share, self._recipe.self_labels(asked))
         return labels.and_also(Labels(*own)), own[3].sum(axis=1)
 

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+import agents
 from agents.heuristic import DesignAgent
 from agents.scores import Plan
 from agents.scores.design import dopt
@@ -159,3 +160,13 @@ def test_dopt_spreads_equal_pairs():
         counts = np.bincount(action[:, t], minlength=6)
         assert counts.min() > 850, counts  # 1000 each, standard deviation 29
         assert counts.max() < 1150, counts
+
+
+@pytest.mark.parametrize(("ridge", "scale"), [(1e-16, 1.0), (1.0, 1e8)])
+def test_a_ridge_that_is_lost_beside_the_labels_does_not_break_it(ridge, scale):
+    shown = make_observation(np.random.default_rng(0), n=6, m=4)
+    shown["embedding"] = np.float32(scale) * shown["embedding"]
+    agent, state = agents.make("dopt", seed=0, ridge=ridge), None
+    for _ in range(3):
+        action, state = agent.predict(shown, state)
+        assert action.shape == (6,)

@@ -233,6 +233,10 @@ def test_every_setting_of_a_recipe_changes_what_is_learned(key, name, value):
     [
         ("dts", {"draw": "both"}, "'joint' or 'interval'"),
         ("drts", {"redraws": 0}, "redraws=0"),
+        ("dts", {"redraws": 2.5}, "redraws=2.5"),
+        ("dts", {"width": float("nan")}, "width=nan"),
+        ("sea", {"share": 7}, "self_labelled=7"),
+        ("xpo", {"alpha": -1.0}, "exploration_bonus=-1.0"),
         ("deltaucb", {"width": -1.0}, "width=-1"),
         ("dts", {"draw": "interval", "width": -1.0}, "width=-1"),
         ("maxminlcb", {"width": -1.0}, "width=-1"),

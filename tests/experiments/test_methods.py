@@ -1,12 +1,14 @@
 """The table of all methods."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 import agents
-from experiments import cli
+import experiments.methods as command
+from experiments import cli, walks
 from experiments.methods import EACH, FILE, PLACES, QUARTER, ROUNDS, MethodsConfig, differences, methods, table
 from experiments.walks import simulated, walk
 from prefenv.synthetic.settings import PRESETS, SyntheticSettings
@@ -122,3 +124,72 @@ def test_all_places_have_as_many_labels():
 def test_wrong_input_is_told(tmp_path, arguments, message, capsys):
     assert cli.main(["methods", "--out", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_walk_hands_on_the_memory_and_keeps_what_was_labelled(monkeypatch):
+    settings = SyntheticSettings(n_prompts=6, n_eval_prompts=4)
+    calls, seeds_ = [], []
+    make = agents.make
+
+    def spied(key, space, seed):
+        agent = make(key, space, seed=seed)
+        seeds_.append(seed)
+        predict = agent.predict
+
+        def spy(observation, state=None, episode_start=None):
+            action, after = predict(observation, state, episode_start)
+            calls.append((observation["embedding"], state, episode_start, after))
+            return action, after
+
+        agent.predict = spy
+        return agent
+
+    monkeypatch.setattr(walks.agents, "make", spied)
+    walked = walks.walk(
+        walks.simulated("coreset", settings, 3, 4, 2),
+        "coreset",
+        [5, 6, 7],
+        Bar(),
+    )
+    assert seeds_ == [5]
+    assert [start.tolist() for _, _, start, _ in calls] == [[True] * 3] + [[False] * 3] * 3
+    assert all(state is before[3] for before, (_, state, _, _) in itertools.pairwise(calls))
+    for t, (embedding, *_) in enumerate(calls):
+        shown = embedding.reshape(3, -1, embedding.shape[-1])
+        for side in (walked.chosen, walked.rejected):
+            labelled = side[:, 2 * t : 2 * t + 2]
+            assert (labelled[:, :, None] == shown[:, None]).all(axis=-1).any(axis=-1).all()
+
+
+def test_numbers_of_a_cell_by_hand(monkeypatch):
+    asked = []
+
+    def simulated(*arguments):
+        asked.append(arguments)
+        return "envs"
+
+    curves = {
+        "win_rate": np.array([[0.5, 0.6, 0.8], [0.5, 0.5, 0.5]]),
+        "capability": np.array([[0.0, 1.0, 3.0], [0.0, 0.0, -1.0]]),
+    }
+    monkeypatch.setattr(command, "simulated", simulated)
+    monkeypatch.setattr(command, "walk", lambda *_: walks.Walk(curves, None, None, seconds_choosing=0.5))
+    monkeypatch.setattr(
+        command, "accuracies", lambda *_: {"in style": np.array([0.6, 0.7]), "off style": np.array([0.8, 0.9])}
+    )
+    monkeypatch.setitem(command.ROUNDS, command.QUARTER, 2)
+    found = command._run(
+        command.MethodsConfig(seeds=2, first_seed=7), command.Cell("synthetic", command.QUARTER, "drts"), None
+    )
+    n = command.PRESETS["synthetic"].n_prompts
+    assert asked == [("drts", command.PRESETS["synthetic"], 2, 2, n // 4)]
+    expected = {
+        "final": [0.8, 0.5],
+        "area": [(0.55 + 0.7) / 2, 0.5],
+        "reward model": [0.7, 0.8],
+        "capability": [3.0, -1.0],
+        "microseconds": [1e6 * 0.5 / (2 * 2 * n)],
+    }
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values)

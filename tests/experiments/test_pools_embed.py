@@ -122,6 +122,16 @@ def test_vectors_that_do_not_fit(pools, vectors, content, message):
         Features.open(PoolTable.open(pools))
 
 
+def test_overwrite_throws_an_unfinished_embedding_away(pools, vectors):
+    numbers = np.ones((30, D))
+    np.save(vectors.with_name("bad.npy"), np.concatenate([numbers[:-1], [[np.nan] * D]]))
+    with pytest.raises(ValueError, match="row 29"):
+        embed_pools(PoolsEmbedConfig(pools, vectors=vectors.with_name("bad.npy")))
+    with pytest.raises(ValueError, match=r"by bad.npy .* is unfinished \(28 of 30 rows\).*--overwrite"):
+        embed_pools(PoolsEmbedConfig(pools, vectors=vectors))
+    assert embed_pools(PoolsEmbedConfig(pools, vectors=vectors, overwrite=True)) == 0
+
+
 def test_truncated_vectors(pools, vectors):
     os.truncate(vectors, vectors.stat().st_size - 8)
     with pytest.raises(ValueError, match="no whole array"):

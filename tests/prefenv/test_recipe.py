@@ -7,7 +7,9 @@ import torch
 
 import agents
 import prefenv
+from prefenv import make_vec
 from prefenv.oracles.unjudged import label_by_generator, own_labels
+from prefenv.synthetic.labellers import Labellers
 from prefenv.synthetic.policy import Labels, Policies, PromptResponses
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.types import Pairs, Recipe
@@ -53,7 +55,7 @@ class TestOwnLabels:
         draws = np.array([[[[0.0, 2.0, 1.0], [5.0, 4.0, 9.0]], [[1.0, 0.0, 3.0], [7.0, 8.0, 6.0]]]])  # (1, S, n, m)
         mask = np.ones((1, 2, 3), dtype=bool)
         # prompts in the order 1, 0; prompt 0 takes its second draw and prompt 1 its first
-        prompt, chosen, rejected, valid = own_labels(draws, mask, np.array([[0.9, 0.1, 0.7, 0.2]]), 2)
+        prompt, chosen, rejected, valid = own_labels(draws, mask, np.array([[0.9, 0.1, 0.7, 0.2, *[0.5] * 6]]), 2)
         assert prompt.tolist() == [[1, 0]]
         assert chosen.tolist() == [[2, 2]]
         assert rejected.tolist() == [[1, 1]]
@@ -62,17 +64,24 @@ class TestOwnLabels:
     def test_missing_candidates_are_not_there(self):
         draws = np.array([[[[9.0, 2.0, 1.0, -9.0]]]])
         mask = np.array([[[False, True, True, False]]])
-        _, chosen, rejected, valid = own_labels(draws, mask, np.zeros((1, 2)), 1)
+        _, chosen, rejected, valid = own_labels(draws, mask, np.zeros((1, 6)), 1)
         assert (chosen.item(), rejected.item(), valid.item()) == (1, 2, True)
 
     def test_a_draw_that_knows_no_difference_labels_nothing(self):
-        assert not own_labels(np.ones((1, 2, 1, 3)), np.ones((1, 1, 3), dtype=bool), np.zeros((1, 2)), 1)[3].any()
+        assert not own_labels(np.ones((1, 2, 1, 3)), np.ones((1, 1, 3), dtype=bool), np.zeros((1, 5)), 1)[3].any()
+
+    def test_equal_rewards_are_spread(self):
+        draws = np.tile([0.0, 0.0, 0.0, -1.0], (3000, 1, 1, 1))
+        share = np.random.default_rng(0).random((3000, 6))
+        _, chosen, rejected, _ = own_labels(draws, np.ones((3000, 1, 4), dtype=bool), share, 1)
+        np.testing.assert_allclose(np.bincount(chosen.ravel()) / 3000, 1 / 3, atol=0.04)
+        assert (rejected == 3).all()
 
     def test_prompts_differ_and_all_prompts_and_draws_come_up(self):
         rng = np.random.default_rng(0)
         draws = np.zeros((400, 3, 5, 3))
         draws[:, np.arange(3), :, np.arange(3)] = 1.0  # draw s prefers candidate s
-        prompt, chosen, _, _ = own_labels(draws, np.ones((400, 5, 3), dtype=bool), rng.random((400, 10)), 2)
+        prompt, chosen, _, _ = own_labels(draws, np.ones((400, 5, 3), dtype=bool), rng.random((400, 25)), 2)
         assert (prompt[:, 0] != prompt[:, 1]).all()
         np.testing.assert_allclose(np.bincount(prompt.ravel()) / 800, 0.2, atol=0.05)
         np.testing.assert_allclose(np.bincount(chosen.ravel()) / 800, 1 / 3, atol=0.06)
@@ -250,3 +259,75 @@ def test_states_go_on_exactly_with_a_recipe():
 
 def test_the_package_shows_it():
     assert prefenv.Recipe is Recipe
+
+
+def test_own_labels_that_know_no_difference_are_not_counted_in_a_vector():
+    settings = SyntheticSettings(n_prompts=4, n_candidates=3)
+    labellers = Labellers(settings, Recipe(self_labelled=0.5), anywhere=False, ahead=1)
+    labellers.reset([np.random.PCG64(0)], [np.random.PCG64(1)])
+    labels = Labels(*np.zeros((3, 1, 4), dtype=np.int64), np.ones((1, 4), dtype=bool))
+    both, count = labellers.with_own(labels, np.ones((1, 2, 4, 3)), asked=4)
+    assert count.tolist() == [0]
+    assert both.valid.tolist() == [[True] * 4 + [False] * 4]
+
+
+def test_no_labels_come_last_when_labels_are_joined():
+    def some(valid, first):
+        numbers = np.arange(first, first + len(valid))[None]
+        return Labels(numbers, numbers, numbers, np.array([valid]))
+
+    both = some([True, False], 0).and_also(some([True, True], 2))
+    assert both.valid.tolist() == [[True, True, True, False]]
+    assert both.prompt.tolist() == [[0, 2, 3, 1]]
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_vector_goes_on_exactly_within_the_burn_in(rounds):
+    def make():
+        return gym.make_vec("PrefAcquire-v0", num_envs=2, recipe=Recipe(self_labelled=0.5, burn_in=2)).unwrapped
+
+    envs, twin = make(), make()
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+    for _ in range(rounds):
+        envs.step(envs.action_space.sample())
+    twin.load_state_dict(envs.state_dict())
+    for _ in range(3):
+        actions = envs.action_space.sample()
+        one, other = envs.step(actions)[4], twin.step(actions)[4]
+        np.testing.assert_array_equal(one["self_labelled"], other["self_labelled"])
+        np.testing.assert_array_equal(one["win_rate"], other["win_rate"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("recipe", {"recipe": Recipe("generator")}), ("labels_per_round", {"labels_per_round": 3, "budget": 80})],
+)
+def test_a_state_of_another_recipe_or_form_is_refused(name, changed):
+    envs = gym.make_vec("PrefAcquireBudget-v0", num_envs=2, budget=80).unwrapped
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=name):
+        gym.make_vec("PrefAcquireBudget-v0", **{"num_envs": 2, "budget": 80} | changed).unwrapped.load_state_dict(
+            envs.state_dict()
+        )
+
+
+def test_own_labels_need_a_prompt_each():
+    Recipe(self_labelled=0.5).require_prompts(10, 10)
+    with pytest.raises(ValueError, match="adds 10 labels"):
+        Recipe(self_labelled=0.5).require_prompts(9, 10)
+
+
+def test_self_labels_do_not_lose_one_to_rounding():
+    for percent in range(1, 100):
+        for asked in range(1, 300):
+            assert Recipe(self_labelled=percent / 100).self_labels(asked) == percent * asked // (100 - percent)
+
+
+@pytest.mark.parametrize("make", [make_vec.make_vector_env, make_vec.make_budget_vector_env])
+def test_other_worlds_get_the_recipe_too(make, monkeypatch):
+    monkeypatch.setattr(make_vec, "_simulated", lambda *_: None)
+    monkeypatch.setattr(make_vec, "SyncVectorEnv", lambda makers: [one() for one in makers])
+    for name in ("PrefAcquireEnv", "PrefAcquireBudgetEnv"):
+        monkeypatch.setattr(make_vec, name, lambda *arguments: arguments)
+    assert all(Recipe("generator") in arguments for arguments in make(2, "llm", recipe=Recipe("generator")))

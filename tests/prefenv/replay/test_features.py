@@ -48,7 +48,8 @@ def fill(table, settings=BY, size=7, blocks=None, **given):
         for number, (prompts, responses) in enumerate(text_blocks(table, writer.rows, size)):
             if number == blocks:
                 break
-            writer.append(vectors(prompts, responses), surface_features(prompts, responses))
+            numbers = vectors(prompts, responses) + len(settings.model)  # other settings, other numbers
+            writer.append(numbers, surface_features(prompts, responses))
     return begun
 
 
@@ -81,7 +82,7 @@ def counted(response, name, prompt=""):
         ("sentences", "好的。是吗？", 2),
         ("sentences", "no end", 0),
         ("line_breaks", "a\n\nb\r\nc", 3),
-        ("list_marks", "- a\n* b\n  • c\n1. d\n22) e\n-f\n**g**\n3.5", 5),
+        ("list_marks", "- a\n* b\n  • c\n1. d\n22) e\n-f\n**g**\n3.5 - 2. or * 4", 5),
         ("headings_and_bold", "# A\n### B\n#tag **bold** and **two words** 2**3", 4),
         ("code_fences", "```py\nx\n``` `y`", 2),
         ("questions", "a? b？ ؟", 3),
@@ -133,7 +134,7 @@ def test_written_blocks_are_read_row_by_row(table):
     assert fill(table) == 0
     found = Features.open(table)
     (prompts, responses), *_ = text_blocks(table, 0, 1000)
-    np.testing.assert_array_equal(found.embedding, vectors(prompts, responses).astype(np.float16))
+    np.testing.assert_array_equal(found.embedding, (vectors(prompts, responses) + len("some-model")).astype(np.float16))
     np.testing.assert_array_equal(found.surface, surface_features(prompts, responses))
     assert found.settings == BY
     assert isinstance(found.embedding, np.memmap)
