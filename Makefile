@@ -26,7 +26,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) '.[rl,llm,dev]'
+	$(PIP) '.[rl,llm,replay,dev]'
 	touch $@ $(VENV)/.demo
 
 clean:

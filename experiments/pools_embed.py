@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,9 @@ def _vectors(path: Path, table: PoolTable) -> NDArray:
         raise ValueError(f"{path} holds no array of floating-point numbers")
     if vectors.ndim != 2 or len(vectors) != table.n_rows or vectors.shape[1] < 1:
         raise ValueError(f"{path} holds {vectors.shape} numbers, but {table.path} needs ({table.n_rows}, d)")
+    about = path.with_suffix(".json")  # as the import leaves it
+    if about.is_file() and json.loads(about.read_text()).get("fingerprint", table.fingerprint) != table.fingerprint:
+        raise ValueError(f"{path} belongs to another table than {table.path}, says {about}")
     return vectors
 
 

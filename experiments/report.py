@@ -16,6 +16,7 @@ from experiments.results import Run
 BASELINE = "random"
 CEILING = "oracle-greedy"
 CONFIDENCE = 0.95
+FEW = 10  # agents that matplotlib has colours for, and that a legend inside the picture has room for
 COLUMNS = (
     "world", "agent", "seeds", "final win rate", "area", "area - random's", "headroom", "labels", "judged",
     "choosing, s",
@@ -137,27 +138,33 @@ def picture(runs: Sequence[Run], worlds: Sequence[str], agents: Sequence[str], p
     """Write a PNG: win rate against labels, a panel a world, a line an agent, bands over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     shown = [world for world in worlds if any(finished(runs, world, agent) for agent in agents)]
-    figure = Figure(figsize=(6.4 * max(1, len(shown)), 4.4), layout="constrained")
+    many = len(agents) > FEW
+    figure = Figure(figsize=((6.4 + 2.4 * many) * max(1, len(shown)), 4.4 + 1.2 * many), layout="constrained")
     FigureCanvasAgg(figure)
     for column, world in enumerate(shown, start=1):
         axes = figure.add_subplot(1, len(shown), column)
+        lines: list[tuple[float, Line2D]] = []
         for index, agent in enumerate(agents):
             by_seed = finished(runs, world, agent)
             if not by_seed:
                 continue
             spent, points = mean_curve(by_seed)
-            style = "--" if AGENTS[agent].privileged else "-"
+            style = "--" if AGENTS[agent].privileged else "-" if index < FEW else "-." if index < 2 * FEW else ":"
             color = "black" if agent == BASELINE else f"C{index}"
-            axes.plot(
-                spent, [p.mean for p in points], style, color=color, label=f"{label(agent)}, {_seeds(len(by_seed))}"
-            )
+            name = f"{label(agent)}, {_seeds(len(by_seed))}"
+            (line,) = axes.plot(spent, [p.mean for p in points], style, color=color, label=name)
+            lines.append((points[-1].mean, line))
             if len(by_seed) > 1:
-                axes.fill_between(
-                    spent, [p.low for p in points], [p.high for p in points], color=color, alpha=0.12, lw=0
-                )
+                low, high = [p.low for p in points], [p.high for p in points]
+                axes.fill_between(spent, low, high, color=color, alpha=0.12, lw=0)
         axes.axhline(0.5, color="grey", lw=0.8, ls=":")
         axes.set(title=f"world: {world}", xlabel="labels spent", ylabel="win rate against the reference")
-        axes.legend(frameon=False, fontsize=8)
+        if many:  # beside the picture, best first
+            best_first = [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
+            axes.legend(handles=best_first, frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+        else:
+            axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

@@ -234,3 +234,11 @@ def test_a_killed_command_goes_on_and_leaves_the_same_bytes(pools, tiny, capsys)
     embed_pools(given(pools, tiny))
     assert "14 of 30 rows are there already" in capsys.readouterr().out
     assert contents(pools) == expected
+
+
+def test_vectors_of_another_table_are_refused(pools, vectors):
+    vectors.with_suffix(".json").write_text('{"fingerprint": "another", "rows": 30}')
+    with pytest.raises(ValueError, match="belongs to another table"):
+        embed_pools(PoolsEmbedConfig(pools, vectors=vectors))
+    vectors.with_suffix(".json").write_text(f'{{"fingerprint": "{PoolTable.open(pools).fingerprint}", "rows": 30}}')
+    assert embed_pools(PoolsEmbedConfig(pools, vectors=vectors)) == 0
