@@ -26,7 +26,7 @@ def config(pools, out, **changed):
 
 
 def rows_of(out):
-    return [json.loads(line) for line in (out / JSONL).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (out / JSONL).read_text(encoding="utf-8").split("\n") if line]
 
 
 def test_rows_are_of_the_table_and_the_same_in_both_files(pools, tmp_path, capsys):

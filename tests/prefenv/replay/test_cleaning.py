@@ -25,7 +25,7 @@ def candidates(rows, file="source"):
 
 def imported(path, rows, **settings):
     summary = write_pools([candidates(rows)], path, "score", **settings)
-    left_out = [json.loads(line) for line in summary.left_out_path.read_text(encoding="utf-8").splitlines()]
+    left_out = [json.loads(line) for line in summary.left_out_path.read_text(encoding="utf-8").split("\n") if line]
     return pq.read_table(path).to_pylist(), left_out, summary
 
 
@@ -291,7 +291,7 @@ def test_the_cleaning_is_what_is_described(tmp_path, rows, cut):
     assert [(row["prompt"], row["generator"], row["response"], row["score"]) for row in table] == kept
     assert summary.left_out == counts
     assert summary.kept_rows + sum(counts.values()) == summary.rows == len(rows)
-    assert len(summary.left_out_path.read_text(encoding="utf-8").splitlines()) == sum(counts.values())
+    assert len(summary.left_out_path.read_text(encoding="utf-8").strip().split("\n")) == sum(counts.values())
     PoolTable.open(path)  # it is a table: no prompt stands apart, none is alone
 
 
