@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +33,8 @@ class AcquireConfig:
 
     Writes to --out preferences.jsonl and preferences.parquet (prompt, chosen, rejected as TRL takes them, with scores,
     generators and the round) and a card README.md that says how they were made; `datasets.load_dataset` takes the
-    folder. The same command makes the same files; stopped, it leaves none.
+    folder. The same command makes the same files; stopped on the way, it leaves none. Prompts held out for the win rate
+    are not in them.
     """
 
     pools: Path
@@ -97,10 +99,17 @@ def acquire(config: AcquireConfig) -> int:
     )  # fmt: skip
     own = {"weights": str(config.weights)} if config.weights is not None else {}
     agent = agents.make(spec.key, env.action_space, seed=config.seed, **own)
+    config.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told now
     acquired = _episode(env, agent, config)
+    if not acquired.rows:
+        raise ValueError(f"{acquired.info['spent']} labels were spent and none came: every comparison was a tie")
     write(config.out, acquired, card(config, settings, acquired))
     print(f"{len(acquired.rows)} preferences in {config.out}; win rate of the policy that learned from them: "
           f"{acquired.info['win_rate']:.3f}")  # fmt: skip
+    distinct = len({frozenset((row["prompt_id"], row["chosen"], row["rejected"])) for row in acquired.rows})
+    if distinct < len(acquired.rows):
+        print(f"{len(acquired.rows) - distinct} of them are about a pair that was labelled before: "
+              f"the budget of {config.budget} is large for this table")  # fmt: skip
     if config.push_to_hub is not None:
         print(f"uploaded: {_upload(config.out, config.push_to_hub)}")
     return 0
@@ -125,8 +134,8 @@ def _episode(env: gym.Env, agent: Any, config: AcquireConfig) -> Acquired:
 
 def _rows(world: prefenv.World, chosen: list[tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
     """The preferences with their texts, in the order in which they were labelled."""
-    data = world.source.data  # type: ignore[attr-defined]
-    table, score = data.table, data.reward * np.float32(data.scale)
+    table = world.source.data.table  # type: ignore[attr-defined]
+    score = table.numbers(world.settings.score)
     better, worse = (np.concatenate(side) for side in zip(*chosen, strict=True))
     number = np.repeat(np.arange(1, len(chosen) + 1), [len(pair[0]) for pair in chosen])
     prompt = np.searchsorted(table.start, better, side="right") - 1
@@ -159,6 +168,8 @@ def write(out: Path, acquired: Acquired, card: str) -> None:
         pq.write_table(pa.Table.from_pylist(acquired.rows), part / PARQUET)
         (part / CARD).write_text(card, encoding="utf-8")
         for name in (JSONL, PARQUET, CARD):
+            (out / name).unlink(missing_ok=True)  # those of before must not stand beside some of these
+        for name in (CARD, JSONL, PARQUET):
             shutil.move(part / name, out / name)
 
 
@@ -167,8 +178,9 @@ def card(config: AcquireConfig, settings: ReplaySettings, acquired: Acquired) ->
     spec, rows = agents.spec(config.agent), acquired.rows
     plain = vars(ReplaySettings())
     asked = [f"--labels-per-round {config.labels_per_round}"] if config.labels_per_round else []
+    asked += [f"--weights {shlex.quote(config.weights.name)}"] if config.weights is not None else []
     asked += [
-        f"--replay.{name.replace('_', '-')} {value}"
+        f"--replay.{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, value in vars(settings).items()
         if name != "pools" and value != plain[name]
     ]
@@ -194,8 +206,8 @@ tags:
 Made by prefenv {prefenv.__version__} from the table `{config.pools.name}`:
 
 ```sh
-prefenv acquire --pools {config.pools.name} --agent {spec.key} --budget {config.budget} --seed {config.seed} \\
-    {" ".join((*asked, "--out OUT"))}
+prefenv acquire --pools {shlex.quote(config.pools.name)} --agent {spec.key} --budget {config.budget} \\
+    {" ".join((f"--seed {config.seed}", *asked, "--out OUT"))}
 ```
 
 The agent `{spec.key}` chose the pairs: {spec.summary} ({spec.source}).{saw}
@@ -207,6 +219,8 @@ The column `{settings.score}` labelled them.
 | preferences | {len(rows)} |
 | rounds | {max((row["round"] for row in rows), default=0)} |
 | different prompts | {len({row["prompt_id"] for row in rows})} |
+| different pairs | {len({frozenset((row["prompt_id"], row["chosen"], row["rejected"])) for row in rows})} |
+| prompts kept back for the win rate | {settings.n_eval_prompts} |
 | labels that agree with the scores | {agrees:.3f} |
 | win rate of a log-linear policy, before and after | {before_and_after("win_rate")} |
 | the same, controlled for length | {before_and_after("win_rate_length_controlled")} |

@@ -319,10 +319,18 @@ def _checked(config: CompareConfig) -> dict[str, dict[str, Any]]:
         world: {
             "rounds": config.rounds,
             **({"labels_per_round": config.labels_per_round} if config.labels_per_round else {}),
-            **dataclasses.asdict(world_settings_of(world, config)),
+            **_settings_of(world, config),
         }
         for world in config.world
     }
+
+
+def _settings_of(world: str, config: CompareConfig) -> dict[str, Any]:
+    """The settings of a world, with what its table holds in the place of where it lies."""
+    settings = world_settings_of(world, config)
+    if not isinstance(settings, ReplaySettings):
+        return dataclasses.asdict(settings)
+    return dataclasses.asdict(settings) | {"pools": prefenv.worlds.build_world(settings).digest}
 
 
 def _conclude(config: CompareConfig, results: Results) -> int:

@@ -43,7 +43,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
     ``reward_std``     (n, m)       its standard deviation
     ``reward_samples`` (S, n, m)    joint posterior draws
     ``logprob``        (n, m)       log-probability of the response under the policy, nats
-    ``length``         (n, m)       tokens
+    ``length``         (n, m)       tokens (in the world ``replay`` words)
     ``implicit_reward`` (n, m)      beta * log(policy / reference)
     ``entropy``        (n,)         predictive entropy of the policy at the prompt, nats
     ``generator``      (n, m)       which model wrote the candidate
@@ -303,7 +303,7 @@ class PrefAcquireEnv(gym.Env[Observation, Any]):
 
     def _made_with(self) -> dict[str, Any]:
         """What must agree between the environment that saves a state and the one that loads it."""
-        names = ("name", "n_prompts", "n_candidates", "embedding_size", "n_samples", "settings")
+        names = ("name", "n_prompts", "n_candidates", "embedding_size", "n_samples", "settings", "digest")
         form = {
             "form": type(self).__name__,
             "budget": self.budget,

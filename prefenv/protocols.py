@@ -112,6 +112,7 @@ class World:
         settings: what it was made with, where states must agree in it.
         gain: pool → (n, P): to first order and up to a common factor, what the label of each pair is expected to add to
             the win rate, by the world's own truth. None where it cannot be known.
+        digest: of data that the world was made from, where states must agree in it; None where there is none.
         episode: new at each reset and load, so that an environment notices when another one takes its world over.
     """
 
@@ -127,6 +128,7 @@ class World:
     n_samples: int
     settings: Any = None
     gain: Callable[[Pool], FloatArray] | None = None
+    digest: str | None = None
     episode: object = field(default_factory=object, repr=False, compare=False)
 
     def parts(self) -> Sequence[Part]:

@@ -1,1 +1,1 @@
-"""Worlds over tables of real prompts, candidates and judge scores. Nothing is here yet."""
+"""Real prompts, responses and judge scores from a table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from prefenv.replay.features import Features
+from prefenv.replay.features import FeatureFiles, Features
 from prefenv.replay.settings import ReplaySettings
 from prefenv.replay.table import PoolTable
 from prefenv.types import FloatArray, IntArray, unknown_name
@@ -18,7 +19,9 @@ from prefenv.types import FloatArray, IntArray, unknown_name
 STATISTICS_ROWS = 20_000  # rows that set the scale of the features
 SCALE_PAIRS = 100_000  # random pairs that set the scale of the judge
 SEED = 0  # of both: they belong to the table and not to an episode
-READ = ("pools", "score", "second_score", "capability", "scale", "certainty", "reference", "reference_strength")
+READ = (
+    "pools", "score", "second_score", "capability", "scale", "certainty", "judge", "reference", "reference_strength"
+)  # fmt: skip
 MIN_STD = 1e-4  # a coordinate that varies less is left in its own unit
 
 
@@ -36,7 +39,7 @@ class ReplayData:
         second: (R,) float32, log-odds by the second judge, or None.
         capability: (R,) float32, standardised over the table, or None.
         logit: (R,) float32 of the reference, but for a constant of the prompt.
-        generator: (R,) int32, numbered by the mean score, 0 for the lowest.
+        generator: (R,) int32, numbered by the mean of the reward less that of the prompt, 0 for the lowest.
         words: (R,) float32 length of the responses, in words; ``median_words`` is the median.
         shift: (d + F,) float32, means of the embedding and of the surface features.
         spread: (d + F,) float32, their standard deviations.
@@ -96,13 +99,31 @@ class ReplayData:
 
     @classmethod
     def shared(cls, settings: ReplaySettings) -> ReplayData:
-        """As :meth:`open`; worlds on the same table share it for as long as the file stays as it is."""
+        """As :meth:`open`; worlds on the same table share it for as long as it and its features stay as they are."""
         if settings.pools is None or not Path(settings.pools).is_file():
             return cls.open(settings)
-        status = Path(settings.pools).stat()
-        return _opened(
-            ReplaySettings(**{name: getattr(settings, name) for name in READ}), status.st_mtime_ns, status.st_size
+        stamp = tuple(
+            (path.stat().st_mtime_ns, path.stat().st_size)
+            for path in (Path(settings.pools), FeatureFiles(Path(settings.pools)).about)
+            if path.exists()
         )
+        return _opened(ReplaySettings(**{name: getattr(settings, name) for name in READ}), stamp)
+
+    @property
+    def digest(self) -> str:
+        """Of all that a world reads: the table's texts and numbers, and where its embeddings come from."""
+        whole = hashlib.blake2b(f"{self.table.fingerprint} {self.features.settings}".encode(), digest_size=16)
+        for numbers in (
+            self.reward,
+            self.controlled,
+            self.second,
+            self.capability,
+            self.logit,
+            self.shift,
+            self.spread,
+        ):
+            whole.update(b"none" if numbers is None else numbers.tobytes())
+        return whole.hexdigest()
 
     @property
     def embedding_size(self) -> int:
@@ -136,23 +157,33 @@ class ReplayData:
 
 
 @lru_cache(maxsize=2)
-def _opened(settings: ReplaySettings, changed: int, size: int) -> ReplayData:
+def _opened(settings: ReplaySettings, stamp: tuple[tuple[int, int], ...]) -> ReplayData:
     return ReplayData.open(settings)
 
 
 def _reward(table: PoolTable, settings: ReplaySettings, name: str) -> tuple[FloatArray, float]:
     """Scores over their scale, and the scale: the one given for the oracle's column, else the one that fits."""
-    score = table.column(name)
-    given = settings.scale if name == settings.score else None
-    scale = fitted_scale(table, score, settings.certainty) if given is None else given
-    return (score / np.float32(scale)).astype(np.float32), scale
+    score = table.numbers(name)
+    score = score - score.mean()
+    scale = settings.scale if name == settings.score else None
+    if scale is None and settings.judge == "argmax" and not (score != score[0]).any():
+        scale = 1.0
+    if scale is None:
+        scale = fitted_scale(table, score, settings.certainty, name)
+    return (score / scale).astype(np.float32), scale
 
 
-def fitted_scale(table: PoolTable, score: FloatArray, certainty: float) -> float:
-    """The T for which ``mean max(p, 1 - p) = certainty`` with ``p = sig(gap / T)`` over random pairs of a prompt.
+def fitted_scale(table: PoolTable, score: FloatArray, certainty: float, name: str = "score") -> float:
+    """The T for which ``mean max(p, 1 - p) = certainty``, ``p = sig(gap / T)``, over pairs whose scores differ.
+
+    Args:
+        table: of the candidates.
+        score: (R,).
+        certainty: in (1/2, 1).
+        name: of the column, for the message.
 
     Raises:
-        ValueError: no T does, for too many pairs have equal scores.
+        ValueError: no scores differ within a prompt.
     """
     rng = np.random.default_rng(SEED)
     prompt = rng.integers(table.n_prompts, size=SCALE_PAIRS)
@@ -161,14 +192,13 @@ def fitted_scale(table: PoolTable, score: FloatArray, certainty: float) -> float
     second = (first + 1 + rng.integers(size - 1)) % size
     start = table.start[prompt]
     gap = np.abs(score[start + first].astype(np.float64) - score[start + second])
-    typical = gap.mean()
-    equal = float((gap == 0).mean())
-    most = 1 - equal / 2
-    if certainty >= most:
+    gap = gap[gap > 0]
+    if not len(gap):
         raise ValueError(
-            f"{table.path}: {equal:.0%} of random pairs have equal scores, so labels are sure to {most:.2f} at most: "
-            f"take a smaller certainty than {certainty}, or give a scale"
+            f"column '{name}' of {table.path}: the candidates of a prompt have equal scores, so that no scale can be "
+            "fitted: give a scale, or another column"
         )
+    typical = gap.mean()
 
     def excess(log_scale: float) -> float:
         return float(expit(gap / np.exp(log_scale)).mean()) - certainty
@@ -226,10 +256,19 @@ def _statistics(features: Features) -> tuple[FloatArray, FloatArray]:
 def _groups(table: PoolTable) -> IntArray:
     """(N,) int64, equal for prompts whose texts are equal: such prompts must not stand on both sides of a split."""
     number: dict[str, int] = {}
-    group, read = [], 0
+    group, read, before = [], 0, None
+    begins = np.zeros(table.n_rows, dtype=bool)
+    begins[table.start[:-1]] = True
     for batch in table.batches(["prompt"]):
         texts = batch["prompt"]
-        first, last = np.searchsorted(table.start[:-1], [read, read + len(texts)])
-        group += [number.setdefault(texts[row - read], len(number)) for row in table.start[first:last]]
+        for text, begin in zip(texts, begins[read : read + len(texts)], strict=True):
+            if begin:
+                group.append(number.setdefault(text, len(number)))
+            if text is None or (not begin and text != before):
+                raise ValueError(
+                    f"{table.path}: a prompt_id has rows without a prompt or with different ones: "
+                    "`prefenv pools import` leaves such rows out"
+                )
+            before = text
         read += len(texts)
     return np.array(group, dtype=np.int64)

@@ -48,11 +48,13 @@ class ReplaySettings:
     """bradley-terry: the larger score is preferred with the chance of the logistic function of the difference over a
     scale; argmax: always."""
     scale: float | None = None
-    """That scale, in units of the score. None: fitted, so that a random pair's label is as sure as `certainty`."""
+    """That scale, in units of the score. None: fitted, so that labels are as sure as `certainty`."""
     certainty: float = 0.8
-    """Mean chance of the likelier label, over random pairs of a prompt; only read where the scale is fitted."""
+    """Mean chance of the likelier label, over random pairs of a prompt whose scores differ; only read where a scale is
+    fitted. That of the second judge's column always is."""
     oracle_tie: float = 0.0
-    """Log-odds by which a response has to be ahead to be preferred half the time; else there is no label."""
+    """Log-odds by which a response has to be ahead to be preferred half the time; else there is no label. With argmax
+    only equal scores can tie."""
     oracle_flip: float = 0.0
     """Chance that a label is turned round."""
     reference: str = "uniform"

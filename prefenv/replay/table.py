@@ -97,7 +97,11 @@ class PoolTable:
         )
 
     def column(self, name: str) -> FloatArray:
-        """(R,) float32, the numbers of a column.
+        """(R,) float32, as :meth:`numbers`."""
+        return self.numbers(name).astype(np.float32)
+
+    def numbers(self, name: str) -> FloatArray:
+        """(R,) float64, the numbers of a column.
 
         Raises:
             ValueError: there is no such column of numbers, or some of them are missing or infinite.
@@ -106,15 +110,14 @@ class PoolTable:
             if name in pq.read_schema(self.path).names:
                 raise ValueError(f"column '{name}' of {self.path} holds no numbers: `prefenv pools import` reads them")
             raise unknown_name(f"score column of {self.path}", name, self.columns)
-        values = pq.read_table(self.path, columns=[name], memory_map=True)[name]
-        numbers = values.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+        numbers = _column(self.path, name).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         wrong = int((~np.isfinite(numbers)).sum())
         if wrong:
             raise ValueError(
                 f"column '{name}' of {self.path} has {wrong} missing or infinite numbers in {len(numbers)} rows: "
                 f"import the pools again with `--require {name}`, which leaves such rows out, or take another column"
             )
-        return np.asarray(numbers, dtype=np.float32)
+        return np.asarray(numbers)
 
     def texts(self, rows: Sequence[int] | IntArray) -> list[tuple[str, str]]:
         """Prompt and response of each of these rows."""
@@ -252,11 +255,15 @@ def _is_number(field: pa.Field) -> bool:
     return bool(pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_boolean(field.type))
 
 
-def _dictionary(path: Path, name: str) -> pa.DictionaryArray:
+def _column(path: Path, name: str) -> pa.ChunkedArray:
     try:
-        column = pq.read_table(path, columns=[name], memory_map=True)[name]
+        return pq.read_table(path, columns=[name], memory_map=True)[name]
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is damaged in column '{name}': {error}") from None
+
+
+def _dictionary(path: Path, name: str) -> pa.DictionaryArray:
+    column = _column(path, name)
     if column.null_count:
         raise ValueError(f"{path} has {column.null_count} rows without {name}: `prefenv pools import` leaves them out")
     whole = column.combine_chunks().dictionary_encode()
@@ -281,12 +288,13 @@ def _runs(path: Path, ids: pa.DictionaryArray) -> tuple[NDArray[Any], IntArray]:
 
 
 def _fingerprint(path: Path, file: pq.ParquetFile) -> str:
-    kept = (file.metadata.metadata or {}).get(FINGERPRINT, b"").decode()
-    if kept.endswith(f":{file.metadata.num_rows}"):
-        return kept.rsplit(":", 1)[0]
+    """Of what is in the file; the one in its metadata stays there when rows are moved or taken out."""
     whole = _Hash()
-    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(HASHED)):
-        whole.update(pa.Table.from_batches([batch]))
+    try:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(HASHED)):
+            whole.update(pa.Table.from_batches([batch]))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     return whole.hexdigest()
 
 

@@ -93,11 +93,14 @@ class ReplaySource:
     def draw(self) -> ReplayPool:
         """The next n prompts."""
         n = self._settings.n_prompts
-        if self._dealt + n > len(self.split.train):
-            train = self._rng.permutation(self.split.train)
-            self.split, self._dealt = Split(self.split.held_out, self.split.warm, train), 0
         prompts = self.split.train[self._dealt : self._dealt + n]
         self._dealt += n
+        if len(prompts) < n:  # the last ones of a round through all, and the first ones of the next
+            anew = self._rng.permutation(self.split.train)
+            others = anew[~np.isin(anew, prompts)][: n - len(prompts)]
+            train = np.concatenate([others, anew[~np.isin(anew, others)]])
+            self.split, self._dealt = Split(self.split.held_out, self.split.warm, train), len(others)
+            prompts = np.concatenate([prompts, others])
         every = self.data.rows_of(prompts)
         shown = self._shown(every)
         return make_pool(self.data, self._policies, prompts, every, shown, self._settings.beta)
@@ -186,7 +189,7 @@ class ReplayPosterior(BayesianLinearPosterior):
         rows = data.table.start[prompts][:, None] + np.stack([first, second], axis=1)
         sign = self._oracle.signs(data.reward[rows[:, 0]].astype(np.float64) - data.reward[rows[:, 1]], rng)
         super().reset(rng)
-        if not len(prompts):
+        if not (sign != 0).any():
             return
         embedding = data.embedding(rows[sign != 0])
         ahead = (sign[sign != 0] > 0)[:, None, None]
@@ -301,6 +304,7 @@ def make_replay_world(settings: ReplaySettings, name: str = "replay") -> World:
         n_samples=settings.n_samples,
         settings=settings,
         gain=ReplayGain(settings, policies, evaluator),
+        digest=data.digest,
     )
 
 

@@ -4,12 +4,18 @@ import json
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import agents
+import experiments.acquire as module
 from experiments import cli
 from experiments.acquire import CARD, COLUMNS, JSONL, PARQUET, AcquireConfig, acquire
+from prefenv.replay.data import ReplayData
+from prefenv.replay.features import EmbeddingSettings, FeatureWriter
 from prefenv.replay.settings import ReplaySettings
+from prefenv.replay.surface import SURFACE
 from prefenv.replay.table import PoolTable
 from tests.prefenv.replay.small import make_table
 
@@ -36,7 +42,7 @@ def test_rows_are_of_the_table_and_the_same_in_both_files(pools, tmp_path, capsy
     assert [tuple(row) for row in rows] == [COLUMNS] * 30
     assert pq.read_table(tmp_path / PARQUET).to_pylist() == rows
     table = PoolTable.open(pools)
-    score = table.column("score")
+    score = table.numbers("score")
     for row in rows:
         prompt = table.prompt_id.tolist().index(row["prompt_id"])
         candidates = range(table.start[prompt], table.start[prompt + 1])
@@ -44,7 +50,7 @@ def test_rows_are_of_the_table_and_the_same_in_both_files(pools, tmp_path, capsy
         for side in ("chosen", "rejected"):
             place = by_name[row[f"generator_{side}"]]
             assert table.texts([place])[0] == (row["prompt"], row[side])
-            assert row[f"score_{side}"] == pytest.approx(score[place], rel=1e-5)
+            assert row[f"score_{side}"] == score[place]
         assert row["generator_chosen"] != row["generator_rejected"]
     assert Counter(row["round"] for row in rows) == Counter(dict.fromkeys(range(1, 8), 4) | {8: 2})
     assert "🙂" in rows[0]["prompt"]
@@ -71,8 +77,8 @@ def test_the_card_has_the_command_that_made_it(pools, tmp_path):
     changed = ReplaySettings(n_prompts=4, n_eval_prompts=9, judge="argmax")
     acquire(config(pools, tmp_path, agent="maxmin", replay=changed, seed=3))
     text = (tmp_path / CARD).read_text()
-    assert "prefenv acquire --pools pools.parquet --agent maxmin --budget 30 --seed 3" in text
-    assert "--replay.n-prompts 4 --replay.n-eval-prompts 9 --replay.judge argmax --out OUT" in text
+    assert "prefenv acquire --pools pools.parquet --agent maxmin --budget 30 \\\n" in text
+    assert "--seed 3 --replay.n-prompts 4 --replay.n-eval-prompts 9 --replay.judge argmax --out OUT" in text
     assert "saw the oracle's scores" in text
     assert "| labels that agree with the scores | 1.000 |" in text
 
@@ -148,3 +154,110 @@ def test_compare_runs_on_a_table(pools, tmp_path, capsys):
     assert len(runs) == 6
     assert all("win_rate_length_controlled" in run["curves"] and "capability" not in run["curves"] for run in runs)
     assert (tmp_path / "win_rate.png").exists()
+
+
+def test_rows_carry_the_settings_score_and_ties(pools, tmp_path):
+    changed = ReplaySettings(n_prompts=4, n_eval_prompts=9, score="safe", oracle_tie=1.0)
+    acquire(config(pools, tmp_path, replay=changed))
+    rows, text = rows_of(tmp_path), (tmp_path / CARD).read_text()
+    assert 0 < len(rows) < 30
+    assert "The column `safe` labelled them." in text
+    assert "| labels spent | 30 |" in text
+    assert f"| preferences | {len(rows)} |" in text
+    assert f"| rounds | {rows[-1]['round']} |" in text
+    assert f"| different prompts | {len({r['prompt_id'] for r in rows})} |" in text
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+
+
+def test_the_recipe_labels(pools, tmp_path):
+    acquire(config(pools, tmp_path, agent="deltaqwen"))
+    rows = rows_of(tmp_path)
+    data = ReplayData.shared(ReplaySettings(pools=str(pools)))
+    rank = {data.table.generators[c]: g for c, g in zip(data.table.generator, data.generator, strict=True)}
+    assert all(rank[r["generator_chosen"]] > rank[r["generator_rejected"]] for r in rows)
+
+
+def test_existing_any_file(pools, tmp_path):
+    for name in (PARQUET, CARD):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(FileExistsError):
+            acquire(config(pools, tmp_path))
+        (tmp_path / name).unlink()
+
+
+def test_card_both_rates(pools, tmp_path, monkeypatch):
+    got = []
+    original = module.card
+    monkeypatch.setattr(module, "card", lambda c, s, a: (got.append(a), original(c, s, a))[1])
+    acquire(config(pools, tmp_path))
+    text, a = (tmp_path / CARD).read_text(), got[0]
+    for name, row in (
+        ("win_rate", "win rate of a log-linear policy, before and after"),
+        ("win_rate_length_controlled", "the same, controlled for length"),
+    ):
+        assert f"| {row} | {a.first_info[name]:.3f}, {a.info[name]:.3f} |" in text
+
+
+def test_seed_of_agent(pools, tmp_path, monkeypatch):
+    seeds = []
+    make = agents.make
+    monkeypatch.setattr(
+        agents, "make", lambda key, space, seed, **k: (seeds.append(seed), make(key, space, seed=seed, **k))[1]
+    )
+    acquire(config(pools, tmp_path, seed=7))
+    assert seeds == [7]
+
+
+def test_seed_of_split(pools, tmp_path):
+    argmax = ReplaySettings(n_prompts=4, n_eval_prompts=9, judge="argmax")
+    for seed in (0, 1):  # the agent and the judge draw nothing: only the split differs
+        acquire(config(pools, tmp_path / str(seed), agent="maxmin", replay=argmax, seed=seed))
+    assert [r["prompt_id"] for r in rows_of(tmp_path / "0")] != [r["prompt_id"] for r in rows_of(tmp_path / "1")]
+
+
+def test_state_is_handed_on(pools, tmp_path, monkeypatch):
+    calls, make = [], agents.make
+
+    class Counting:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def predict(self, observation, state=None, episode_start=None):
+            calls.append((state, episode_start.tolist()))
+            return self.inner.predict(observation, None)[0], len(calls)
+
+    monkeypatch.setattr(agents, "make", lambda *a, **k: Counting(make(*a, **k)))
+    acquire(config(pools, tmp_path, budget=12))
+    assert calls == [(None, [True]), (1, [False]), (2, [False])]
+
+
+def test_whole_number_ids_and_equal_scores(pools, tmp_path):
+    path = tmp_path / "ints.parquet"
+    rows = [
+        {"prompt_id": i, "prompt": f"q{i}", "generator": f"g{j}", "response": f"{i} {j}", "score": 1.0}
+        for i in range(20)
+        for j in range(3)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with FeatureWriter(PoolTable.open(path), EmbeddingSettings("x"), 3) as w:
+        w.append(np.random.default_rng(0).normal(size=(60, 3)), np.zeros((60, len(SURFACE))))
+    acquire(config(path, tmp_path / "out", replay=ReplaySettings(n_prompts=4, n_eval_prompts=9, scale=1.0)))
+    assert all(isinstance(row["prompt_id"], str) for row in rows_of(tmp_path / "out"))
+    assert "| labels that agree with the scores | 0.000 |" in (tmp_path / "out" / CARD).read_text()
+
+
+def test_only_ties_are_an_error_and_leave_nothing(pools, tmp_path):
+    ties = ReplaySettings(n_prompts=4, n_eval_prompts=9, oracle_tie=1e9)
+    with pytest.raises(ValueError, match="every comparison was a tie"):
+        acquire(config(pools, tmp_path, replay=ties))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_does_not_go_on_with_another_table(pools, tmp_path, capsys):
+    path = make_table(tmp_path)
+    arguments = ["compare", "--world", "replay", "--pools", str(path), "--agents", "random", "--rounds", "2"]
+    arguments += ["--replay.n-prompts", "4", "--replay.n-eval-prompts", "9", "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--seeds", "1"]) == 0
+    make_table(tmp_path, seed=1)
+    assert cli.main([*arguments, "--seeds", "2"]) == 2
+    assert "pools" in capsys.readouterr().err
