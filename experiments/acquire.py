@@ -67,11 +67,18 @@ class Acquired:
         rows: one dict for each label, with :data:`COLUMNS`.
         info: of the last step.
         first_info: of the reset.
+        score: column that labelled.
     """
 
     rows: list[dict[str, Any]]
     info: dict[str, Any]
     first_info: dict[str, Any]
+    score: str
+
+    @property
+    def pairs(self) -> int:
+        """How many of the labels are about different pairs."""
+        return len({(row["prompt_id"], *sorted((row["chosen"], row["rejected"]))) for row in self.rows})
 
 
 def acquire(config: AcquireConfig) -> int:
@@ -106,9 +113,8 @@ def acquire(config: AcquireConfig) -> int:
     write(config.out, acquired, card(config, settings, acquired))
     print(f"{len(acquired.rows)} preferences in {config.out}; win rate of the policy that learned from them: "
           f"{acquired.info['win_rate']:.3f}")  # fmt: skip
-    distinct = len({frozenset((row["prompt_id"], row["chosen"], row["rejected"])) for row in acquired.rows})
-    if distinct < len(acquired.rows):
-        print(f"{len(acquired.rows) - distinct} of them are about a pair that was labelled before: "
+    if acquired.pairs < len(acquired.rows):
+        print(f"{len(acquired.rows) - acquired.pairs} of them are about a pair that was labelled before: "
               f"the budget of {config.budget} is large for this table")  # fmt: skip
     if config.push_to_hub is not None:
         print(f"uploaded: {_upload(config.out, config.push_to_hub)}")
@@ -129,13 +135,13 @@ def _episode(env: gym.Env, agent: Any, config: AcquireConfig) -> Acquired:
             bar.update(info["spent"] - spent)
             bar.set_postfix_str(f"win rate {info['win_rate']:.3f}")
     rows = list(_rows(env.unwrapped.world, chosen))  # type: ignore[attr-defined]
-    return Acquired(rows, info, first)
+    return Acquired(rows, info, first, env.unwrapped.world.source.data.score)  # type: ignore[attr-defined]
 
 
 def _rows(world: prefenv.World, chosen: list[tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
     """The preferences with their texts, in the order in which they were labelled."""
-    table = world.source.data.table  # type: ignore[attr-defined]
-    score = table.numbers(world.settings.score)
+    data = world.source.data  # type: ignore[attr-defined]
+    table, score = data.table, data.table.numbers(data.score)
     better, worse = (np.concatenate(side) for side in zip(*chosen, strict=True))
     number = np.repeat(np.arange(1, len(chosen) + 1), [len(pair[0]) for pair in chosen])
     prompt = np.searchsorted(table.start, better, side="right") - 1
@@ -211,7 +217,7 @@ prefenv acquire --pools {shlex.quote(config.pools.name)} --agent {spec.key} --bu
 ```
 
 The agent `{spec.key}` chose the pairs: {spec.summary} ({spec.source}).{saw}
-The column `{settings.score}` labelled them.
+The column `{acquired.score}` labelled them.
 
 | | |
 |---|---|
@@ -219,7 +225,7 @@ The column `{settings.score}` labelled them.
 | preferences | {len(rows)} |
 | rounds | {max((row["round"] for row in rows), default=0)} |
 | different prompts | {len({row["prompt_id"] for row in rows})} |
-| different pairs | {len({frozenset((row["prompt_id"], row["chosen"], row["rejected"])) for row in rows})} |
+| different pairs | {acquired.pairs} |
 | prompts kept back for the win rate | {settings.n_eval_prompts} |
 | labels that agree with the scores | {agrees:.3f} |
 | win rate of a log-linear policy, before and after | {before_and_after("win_rate")} |

@@ -33,6 +33,7 @@ class ReplayData:
         table: the candidates.
         features: what lies beside it.
         group: (N,) int64, equal for prompts with the same text.
+        score: column that the oracle judges by.
         reward: (R,) float32, log-odds: the oracle's score over its scale.
         scale: that scale.
         controlled: (R,) float32, the reward less what goes with length within prompts.
@@ -48,6 +49,7 @@ class ReplayData:
     table: PoolTable
     features: Features
     group: IntArray
+    score: str
     reward: FloatArray
     scale: float
     controlled: FloatArray
@@ -74,7 +76,8 @@ class ReplayData:
             )
         table = PoolTable.open(Path(settings.pools))
         features = Features.open(table)
-        reward, scale = _reward(table, settings, settings.score)
+        score = _score_column(table, settings)
+        reward, scale = _reward(table, settings, score, settings.scale)
         second = None if settings.second_score is None else _reward(table, settings, settings.second_score)[0]
         capability = None if settings.capability is None else _standardised(table.column(settings.capability))
         shift, spread = _statistics(features)
@@ -84,6 +87,7 @@ class ReplayData:
             table=table,
             features=features,
             group=_groups(table),
+            score=score,
             reward=reward,
             scale=scale,
             controlled=_without_length(table, reward, log_length),
@@ -161,11 +165,22 @@ def _opened(settings: ReplaySettings, stamp: tuple[tuple[int, int], ...]) -> Rep
     return ReplayData.open(settings)
 
 
-def _reward(table: PoolTable, settings: ReplaySettings, name: str) -> tuple[FloatArray, float]:
-    """Scores over their scale, and the scale: the one given for the oracle's column, else the one that fits."""
+def _score_column(table: PoolTable, settings: ReplaySettings) -> str:
+    if settings.score is not None:
+        return settings.score
+    if not table.columns:
+        raise ValueError(
+            f"{table.path} has no column of numbers, so nothing to judge by: `prefenv pools import` reads scores"
+        )
+    return "score" if "score" in table.columns else table.columns[0]
+
+
+def _reward(
+    table: PoolTable, settings: ReplaySettings, name: str, scale: float | None = None
+) -> tuple[FloatArray, float]:
+    """Scores over their scale, and the scale: the one given, else the one that fits."""
     score = table.numbers(name)
     score = score - score.mean()
-    scale = settings.scale if name == settings.score else None
     if scale is None and settings.judge == "argmax" and not (score != score[0]).any():
         scale = 1.0
     if scale is None:
@@ -234,6 +249,8 @@ def _reference(table: PoolTable, settings: ReplaySettings) -> FloatArray:
         return strength * (table.generator == table.generators.index(name)).astype(np.float32)
     if kind == "column":
         return strength * _standardised(table.column(name))
+    if kind == "logprob":
+        return table.column(name)
     return np.zeros(table.n_rows, dtype=np.float32)
 
 

@@ -10,7 +10,7 @@ from prefenv.synthetic.settings import Loss
 from prefenv.types import unknown_name, whole_number
 
 Judge = Literal["bradley-terry", "argmax"]
-REFERENCES = ("uniform", "generator:NAME", "column:NAME")
+REFERENCES = ("uniform", "generator:NAME", "column:NAME", "logprob:NAME")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class ReplaySettings:
 
     pools: str | None = None
     """The table: a Parquet file, as `prefenv pools import` and `prefenv pools embed` leave it."""
-    score: str = "score"
-    """Column that the oracle judges by."""
+    score: str | None = None
+    """Column that the oracle judges by. None: `score`, or where there is none, the first column of numbers."""
     second_score: str | None = None
     """Column of a second judge, who does not label. Without, his win rate is not measured."""
     capability: str | None = None
@@ -59,9 +59,11 @@ class ReplaySettings:
     """Chance that a label is turned round."""
     reference: str = "uniform"
     """Policy before any step: uniform over a prompt's candidates; generator:NAME, for that generator's response is
-    likelier; column:NAME, for responses with a larger number there are, such as log-probabilities."""
+    likelier; column:NAME, for responses with a larger number there are; logprob:NAME, whose numbers are
+    log-probabilities in nats (those of a prompt need not sum to one)."""
     reference_strength: float = 3.0
-    """By how many nats a generator's response is likelier, or those of one standard deviation more in the column."""
+    """By how many nats a generator's response is likelier, or those of one standard deviation more in the column. Not
+    read for uniform and logprob."""
     prior_std: float = 2.0
     """Standard deviation of a reward under the posterior before any label, log-odds."""
     loss: Loss = "dpo"
@@ -95,7 +97,7 @@ class ReplaySettings:
             raise ValueError(f"warm_share={self.warm_share} must be a share, in [0, 1)")
         if not 0.5 < self.certainty < 1:
             raise ValueError(f"certainty={self.certainty} must be a chance above one half and below 1")
-        if self.reference != "uniform" and not self.reference.startswith(("generator:", "column:")):
+        if self.reference != "uniform" and not self.reference.startswith(("generator:", "column:", "logprob:")):
             raise ValueError(f"reference={self.reference!r} must be one of {', '.join(REFERENCES)}")
 
     @property

@@ -20,7 +20,6 @@ from prefenv.types import FloatArray, IntArray, unknown_name
 TEXT_COLUMNS = ("prompt", "generator", "response")
 REQUIRED = ("prompt_id", *TEXT_COLUMNS)
 HASHED = ("prompt_id", "generator", "response")  # what embeddings belong to
-FINGERPRINT = b"prefenv.fingerprint"
 GROUP_ROWS = 4096  # of a row group: what is read at once when texts are asked for
 BATCH_ROWS = 65_536  # of a column that is hashed
 
@@ -169,7 +168,7 @@ class TableWriter:
         self.path, self.columns = Path(path), tuple(columns)
         fields = [pa.field("prompt_id", pa.string()), *(pa.field(name, pa.large_string()) for name in TEXT_COLUMNS)]
         self._schema = pa.schema([*fields, *(pa.field(name, pa.float64()) for name in self.columns)])
-        self._hash, self._rows, self._waiting = _Hash(), 0, _empty(self._schema)
+        self._hash, self._waiting = _Hash(), _empty(self._schema)
         self._part = self.path.with_name(f".{self.path.name}.part")
 
     def __enter__(self) -> TableWriter:
@@ -200,7 +199,6 @@ class TableWriter:
     def _write(self, table: pa.Table) -> None:
         if table.num_rows:
             self._hash.update(table)
-            self._rows += table.num_rows
             self._writer.write_table(table, row_group_size=GROUP_ROWS)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -208,7 +206,6 @@ class TableWriter:
             if kind is None:
                 self._flush()
                 self.fingerprint = self._hash.hexdigest()
-                self._writer.add_key_value_metadata({FINGERPRINT.decode(): f"{self.fingerprint}:{self._rows}"})
             self._writer.close()
             if kind is None:
                 self._part.replace(self.path)
@@ -288,7 +285,7 @@ def _runs(path: Path, ids: pa.DictionaryArray) -> tuple[NDArray[Any], IntArray]:
 
 
 def _fingerprint(path: Path, file: pq.ParquetFile) -> str:
-    """Of what is in the file; the one in its metadata stays there when rows are moved or taken out."""
+    """Of what is in the file: one kept in its metadata would stay there when rows are moved or taken out."""
     whole = _Hash()
     try:
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(HASHED)):

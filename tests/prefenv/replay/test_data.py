@@ -286,3 +286,28 @@ def test_an_id_of_two_prompts_is_refused(pools, tmp_path):
     pq.write_table(table.set_column(table.schema.get_field_index("prompt"), "prompt", pa.array(prompts)), path)
     with pytest.raises(ValueError, match="different ones"):
         ReplayData.open(settings_on(str(path)))
+
+
+def test_without_a_name_the_score_is_the_first_column_where_none_is_called_so(pools, tmp_path):
+    path = Path(changed(pools, tmp_path))
+    assert ReplayData.open(settings_on(str(path))).score == "score"
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns(["overall" if name == "score" else name for name in table.column_names]), path)
+    data = ReplayData.open(settings_on(str(path)))
+    assert data.score == "overall"
+    np.testing.assert_array_equal(data.reward, ReplayData.open(settings_on(pools)).reward)
+    pq.write_table(table.drop_columns(["score", "other", "safe"]), path)
+    with pytest.raises(ValueError, match="no column of numbers"):
+        ReplayData.open(settings_on(str(path)))
+
+
+def test_log_probabilities_are_the_reference(pools):
+    world = world_on(pools, reference="logprob:safe")
+    data = world.source.data
+    logprob = data.table.numbers("safe")
+    pool = world.source.draw()
+    for i, prompt in enumerate(pool.prompt_id):
+        rows = slice(*data.table.start[prompt : prompt + 2])
+        expected = logprob[rows] - np.log(np.exp(logprob[rows]).sum())
+        np.testing.assert_allclose(pool.logprob[i][pool.mask[i]], expected, atol=1e-5)
+    assert not pool.implicit_reward.any()
