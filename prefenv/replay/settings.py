@@ -10,6 +10,7 @@ from prefenv.synthetic.settings import Loss
 from prefenv.types import unknown_name, whole_number
 
 Judge = Literal["bradley-terry", "argmax"]
+PACKAGED_EMBEDDER = "all-minilm-l6-v2"  # what `prefenv pools embed` takes where no other is named
 REFERENCES = ("uniform", "generator:NAME", "column:NAME", "logprob:NAME")
 
 

@@ -202,6 +202,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from experiments import pools_embed
+from prefenv.replay import surface
 from tests.experiments.test_pools_embed import *
 pools_embed.MODEL_BLOCK, original, count = 7, surface_features, [0]
 def deadly(*texts):
@@ -209,7 +210,7 @@ def deadly(*texts):
     if count[0] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*texts)
-pools_embed.surface_features = deadly
+surface.surface_features = deadly
 embed_pools(given(Path(sys.argv[1]), sys.argv[2]))
 """
 

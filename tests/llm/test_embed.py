@@ -14,7 +14,7 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFa
 
 from prefenv.llm import embed
 from prefenv.llm.embed import load_embedder, packaged_embedder_folder
-from prefenv.replay.features import PACKAGED_EMBEDDER
+from prefenv.replay.settings import PACKAGED_EMBEDDER
 from tests.llm.tiny import make_model, make_tokenizer
 
 WORDS = ["the", "a", "cat", "dog", "saw", "ran", "far", "and", "away", "from", "Big", "big"]
