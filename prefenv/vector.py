@@ -24,9 +24,10 @@ from prefenv.env import (
     require_same_maker,
 )
 from prefenv.noise import bit_generator, seeds
+from prefenv.oracles.bradley_terry import label_sign
 from prefenv.protocols import PART_NAMES, State
 from prefenv.synthetic.labellers import Labellers
-from prefenv.synthetic.policy import Policies
+from prefenv.synthetic.policy import Labels, Policies
 from prefenv.synthetic.settings import SyntheticSettings
 from prefenv.synthetic.simulator import (
     Evaluations,
@@ -233,6 +234,36 @@ class PrefAcquireVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any
             self._draw(clock)
         gain = self._evaluations.win_rate - before
         return self._observe(), gain, flags[0], flags[1], self._info(round_info, clock)
+
+    def mean_gain(self, actions: IntArray, rng: np.random.Generator, labellings: int) -> NDArray[np.float64]:
+        """(B,) gain in win rate that a pair of each prompt would bring, averaged over labels the oracle might give.
+
+        Nothing changes. It knows the truth: a reward to train by, of less noise, with the gain's own expectation.
+
+        Args:
+            actions: (B, n) pairs.
+            rng: draws the labels.
+            labellings: how many times; even, for half of them are drawn and the others are their mirror images.
+
+        Raises:
+            ValueError: an odd number of labellings, or fewer than 2.
+        """
+        settings, pools, theta = self.settings, self._pools, self._policies.theta
+        world, prompt = np.arange(self.num_envs)[:, None], np.tile(np.arange(settings.n_prompts), (self.num_envs, 1))
+        first, second = (side[actions] for side in spaces.pair_table(settings.n_candidates))
+        gap = pools.reward[world, prompt, first].astype(np.float64) - pools.reward[world, prompt, second]
+        if whole_number("labellings", labellings, 2) % 2:
+            raise ValueError(f"labellings={labellings} must be even")
+        shares = rng.random((labellings // 2, *actions.shape))
+        total = np.zeros(self.num_envs)
+        for share in (*shares, *(1 - shares)):
+            sign = label_sign(gap, share, settings.oracle_temperature, settings.oracle_tie, settings.oracle_flip)
+            rejected = np.where(sign > 0, second, first)
+            labels = Labels(prompt, np.where(sign == 0, rejected, first + second - rejected), rejected, sign != 0)
+            self._policies.step(pools.features, labels, pools.responses, self.recipe.exploration_bonus)
+            total += self._evaluators.win_rate() - self._evaluations.win_rate
+            self._policies.theta = theta
+        return total / (2 * len(shares))
 
     def _checked(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
         given = np.asarray(actions)

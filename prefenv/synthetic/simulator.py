@@ -243,6 +243,12 @@ class Evaluators:
             posterior_accuracy=self._accuracy(mean),
         )
 
+    def win_rate(self) -> FloatArray:
+        """(B,) float64, as in :meth:`evaluate`, which has the rest besides."""
+        prob, _ = self._policy()
+        wins = np.multiply(prob, self._beats, out=self._ratio).sum(axis=1)
+        return np.asarray(wins.mean(axis=1, dtype=np.float64).clip(0.0, 1.0))
+
     def _policy(self) -> tuple[FloatArray, FloatArray]:
         """Probability (B, G, E) of every response, in a buffer, and KL (B,) to the reference."""
         ratio, prob = self._ratio, self._prob
