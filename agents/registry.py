@@ -11,6 +11,7 @@ from typing import Any
 from gymnasium import spaces
 
 from agents.heuristic import DesignAgent, ScoreAgent
+from agents.learned.scorer import SHIPPED, load_score
 from agents.scores import (
     Score,
     baseline,
@@ -40,6 +41,7 @@ class AgentSpec:
             the score from such settings.
         privileged: sees the oracle's scores.
         learned: ``method`` makes the score.
+        needs_weights: of a learned agent, that its setting ``weights`` must be given.
         design: ``method`` is a :class:`~agents.scores.Design`: it chooses pairs together and remembers the episode.
         recipe: where the method also says how labels are made or learned from, what makes the environment's ``recipe``
             from keyword-only settings.
@@ -54,6 +56,7 @@ class AgentSpec:
     method: Callable[..., Any]
     privileged: bool = False
     learned: bool = False
+    needs_weights: bool = False
     design: bool = False
     recipe: Callable[..., Recipe] | None = None
     aliases: tuple[str, ...] = ()
@@ -69,19 +72,19 @@ def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _load_learned(*, weights: str | None = None) -> Score:
-    """The score of a trained network.
+    """The score of a trained network: of the weights that come with the package, or of those in a file."""
+    return load_score(SHIPPED if weights is None else weights)
+
+
+def _load_ppo(*, weights: str | None = None) -> Score:
+    """The score of a network that the user has trained.
 
     Raises:
         ValueError: no weights are named.
-        ModuleNotFoundError: the package is installed without its extra ``rl``.
     """
     if weights is None:
         raise ValueError("ppo needs trained weights: agents.make('ppo', weights='FILE.safetensors'); "
-                         "`prefenv train` makes them")  # fmt: skip
-    try:
-        from agents.learned.network import load_score
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"ppo needs '{error.name}': pip install 'prefenv[rl]'", name=error.name) from error
+                         "`prefenv train` makes them, and 'learned' comes with its own")  # fmt: skip
     return load_score(weights)
 
 
@@ -221,8 +224,12 @@ AGENTS: dict[str, AgentSpec] = {
             "reference for headroom", "m", baseline.oracle_greedy, privileged=True,
         ),
         AgentSpec(
-            "ppo", "learned", "a pair scorer trained by PPO in the simulator",
+            "learned", "learned", "pair scorer trained in drawn worlds, by imitation and PPO",
             "ours; PPO: arXiv 1707.06347, Stable-Baselines3", "2", _load_learned, learned=True,
+        ),
+        AgentSpec(
+            "ppo", "learned", "the same network with weights of your own training",
+            "ours; PPO: arXiv 1707.06347, Stable-Baselines3", "2", _load_ppo, learned=True, needs_weights=True,
         ),
     )
 }  # fmt: skip

@@ -56,6 +56,7 @@ def best_of_each_prompt(score: ScoreArray, legal: NDArray[np.bool_], rng: np.ran
         tied &= legal  # -inf may be the best there is, of a pair that exists and of others
         count = tied.cumsum(axis=-1)
         best = (count <= (share * count[..., -1])[..., None]).sum(axis=-1)  # the place of the drawn one of them
+        best = np.minimum(best, values.shape[-1] - 1)  # of a prompt without a legal pair: some pair, all the same
     return np.asarray(best)
 
 

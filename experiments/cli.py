@@ -18,6 +18,7 @@ import prefenv
 from experiments.acquire import AcquireConfig, acquire
 from experiments.calibrate import CalibrateConfig, calibrate
 from experiments.compare import CompareConfig, compare
+from experiments.explain import ExplainConfig, explain
 from experiments.methods import MethodsConfig, methods
 from experiments.pools_embed import PoolsEmbedConfig, embed_pools
 from experiments.pools_import import ImportCommand, ImportConfig, pools_import
@@ -45,6 +46,7 @@ Command = (
     | Annotated[AcquireConfig, tyro.conf.subcommand("acquire")]
     | Annotated[Pools, tyro.conf.subcommand("pools", description="Make tables of candidates.")]
     | Annotated[MethodsConfig, tyro.conf.subcommand("methods")]
+    | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[AgentsConfig, tyro.conf.subcommand("agents")]
     | Annotated[WorldsConfig, tyro.conf.subcommand("worlds")]
 )
@@ -88,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
             return embed_pools(config)
         if isinstance(config, MethodsConfig):
             return methods(config)
+        if isinstance(config, ExplainConfig):
+            return explain(config)
         if isinstance(config, TrainConfig):
             weights = train(config)
             print(f"weights: {weights}\ncompare: prefenv compare --agents random ppo --ppo-weights {weights}")

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 import agents as agent_registry
 import prefenv.worlds
-from agents.learned import TRAINING_SEEDS
+from agents.learned.scorer import SHIPPED
 from experiments import report, tensorboard
-from experiments.results import Results, Run, only_writer
+from experiments.results import Results, Run, only_writer, require_compared_seeds
 from experiments.train import TrainConfig, train, world_settings_of
 from prefenv.llm.settings import LLMSettings
 from prefenv.protocols import World
@@ -116,18 +116,23 @@ class _Comparison:
                 print(f"training ppo in the simulator, {self.config.ppo_steps} steps", flush=True)
                 config = TrainConfig(
                     out=trained.parent,
+                    world="synthetic",
+                    imitation=0,
                     steps=self.config.ppo_steps,
                     rounds=self.config.rounds,
                     synthetic=self.config.synthetic,
+                    device="cpu",
+                    held_out=False,
                 )
                 self._weights = train(config)
         return self._weights
 
     def weights_digest(self, agent: str) -> str | None:
         """What tells apart the weights of a learned agent."""
-        if not agent_registry.spec(agent).learned:
+        spec = agent_registry.spec(agent)
+        if not spec.learned:
             return None
-        return hashlib.sha256(self.weights().read_bytes()).hexdigest()[:16]
+        return hashlib.sha256((self.weights() if spec.needs_weights else SHIPPED).read_bytes()).hexdigest()[:16]
 
     def require_same_weights(self) -> None:
         """Refuse to mix runs of a learned agent under different weights.
@@ -138,7 +143,8 @@ class _Comparison:
         for agent in self.config.agents:
             if not agent_registry.spec(agent).learned:
                 continue
-            agent_registry.make(agent, weights=str(self.weights()))  # weights that cannot be read are told now
+            settings = self._weights_of(agent)
+            agent_registry.make(agent, None, None, **settings)  # weights that cannot be read are told now
             digest = self.weights_digest(agent)
             others = [
                 run
@@ -189,8 +195,12 @@ class _Comparison:
         )
 
     def _agent(self, cell: _Cell, env: gym.Env) -> Any:
-        settings = {"weights": str(self.weights())} if agent_registry.spec(cell.agent).learned else {}
+        settings = self._weights_of(cell.agent)
         return agent_registry.make(cell.agent, action_space=env.action_space, seed=cell.seed, **settings)
+
+    def _weights_of(self, agent: str) -> dict[str, str]:
+        """The setting that an agent needs which does not come with its own weights."""
+        return {"weights": str(self.weights())} if agent_registry.spec(agent).needs_weights else {}
 
     def _episode(self, cell: _Cell, bar: tqdm, started: float) -> Run:
         env = self._env(cell)
@@ -306,8 +316,7 @@ def _checked(config: CompareConfig) -> dict[str, dict[str, Any]]:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    if not 0 <= config.first_seed <= TRAINING_SEEDS - config.seeds:
-        raise ValueError(f"seeds must lie in 0 ... {TRAINING_SEEDS - 1}: larger ones belong to training")
+    require_compared_seeds(config.first_seed, config.seeds)
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"--out {config.out} is a file: name a folder")
     for name in ("agents", "world"):

@@ -16,7 +16,7 @@ import agents
 import prefenv
 from experiments.kept import Found, Kept
 from experiments.report import BASELINE, CEILING, interval, label, markdown
-from experiments.results import only_writer
+from experiments.results import only_writer, require_compared_seeds
 from experiments.reward_model import STEP_SIZE, STEPS
 from experiments.walks import accuracies, simulated, walk
 from prefenv.synthetic.settings import PRESETS
@@ -29,6 +29,7 @@ PLACES = (
     ("on-policy", QUARTER),  # two candidates are one pair, so that only prompts can be chosen
 )  # fmt: skip
 FILE = "methods.jsonl"
+LEARNED = "learned"
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class MethodsConfig:
     """Run all acquisition methods in the three simulated worlds, and write one table for each world and form.
 
     In `synthetic` (the default preset) and `active-ultrafeedback` with one pair of each prompt a round, and with as
-    many pairs as a quarter of the prompts, anywhere in the pool; in `on-policy` with a quarter. Learned agents are left
-    out, and methods that only choose prompts are where prompts can be chosen. Writes to --out: methods.jsonl (a line
-    for each finished method), methods.md, methods.png. Started again with the same settings, it goes on where it was
-    stopped.
+    many pairs as a quarter of the prompts, anywhere in the pool; in `on-policy` with a quarter. Of the learned agents
+    there is the one that comes with its weights, and the others are compared with it too; methods that only choose
+    prompts are where prompts can be chosen. Writes to --out: methods.jsonl (a line for each finished method),
+    methods.md, methods.png. Started again with the same settings, it goes on where it was stopped.
     """
 
     seeds: int = 100
@@ -71,7 +72,7 @@ def methods(config: MethodsConfig) -> int:
         ValueError: a number or an agent that cannot be, or a folder with results of other settings.
     """
     whole_number("seeds", config.seeds, 2)
-    whole_number("first_seed", config.first_seed, 0)
+    require_compared_seeds(config.first_seed, config.seeds)
     cells = list(_cells(_asked(config)))
     with only_writer(config.out):
         kept = Kept(config.out / FILE, _settings(config), Cell)
@@ -87,12 +88,12 @@ def methods(config: MethodsConfig) -> int:
 
 
 def _asked(config: MethodsConfig) -> list[str]:
-    keys = [key for key, spec in agents.AGENTS.items() if not spec.learned]
+    keys = [key for key, spec in agents.AGENTS.items() if not spec.needs_weights]
     if not config.agents:
         return keys
     asked = {agents.spec(name).key for name in config.agents} | {BASELINE, CEILING}
     for name in asked - set(keys):
-        raise unknown_name("method without training", name, keys)
+        raise unknown_name("method that needs no weights", name, keys)
     return [key for key in keys if key in asked]
 
 
@@ -152,11 +153,12 @@ def differences(place: dict[str, Found]) -> dict[str, FloatArray]:
 
 
 def table(place: dict[str, Found]) -> str:
-    """Markdown table of one world and form, best area first."""
+    """Markdown table of one world and form, best area first; with how far ``learned`` is ahead where it is there."""
     rows = [[
         "method", "judged", "final win rate", "area", "area - random's, points", "headroom", "reward model",
-        "capability", "µs a prompt",
+        "capability", "µs a prompt", "learned is ahead by, points",
     ]]  # fmt: skip
+    learned = place.get(LEARNED)
     gains = differences(place)
     room = float(gains[CEILING].mean())
     for method in sorted(place, key=lambda name: -place[name]["area"].mean()):
@@ -171,8 +173,9 @@ def table(place: dict[str, Found]) -> str:
             f"{numbers['reward model'].mean():.3f}",
             f"{numbers['capability'].mean():+.3f}",
             f"{numbers['microseconds'][0]:.1f}",
+            "-" if learned is None or method == LEARNED else _points(learned["area"] - numbers["area"]),
         ])  # fmt: skip
-    return markdown(rows)
+    return markdown(rows if learned else [row[:-1] for row in rows])
 
 
 def _points(values: NDArray[np.floating]) -> str:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from agents.learned import TRAINING_SEEDS
+
 VERSION = 1
 
 
@@ -60,6 +62,17 @@ class Run:
     def cell(self) -> tuple[str, str, int]:
         """What may be in a comparison only once."""
         return self.world, self.agent, self.seed
+
+
+def require_compared_seeds(first_seed: int, seeds: int) -> None:
+    """Check that seeds first_seed, first_seed + 1, ... are for comparing.
+
+    Raises:
+        ValueError: some are below 0, or belong to training.
+    """
+    if not 0 <= first_seed <= TRAINING_SEEDS - seeds:
+        raise ValueError(f"first_seed={first_seed}: seeds must lie in 0 ... {TRAINING_SEEDS - 1}, larger ones belong "
+                         "to training")  # fmt: skip
 
 
 @contextmanager

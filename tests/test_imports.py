@@ -69,7 +69,7 @@ def test_types_and_protocols_come_first():
         assert [n for n in ours if not inside(n, below)] == []
 
 
-ABSENT = HEAVY | {"pyarrow", "gguf", "vaderSentiment", "safetensors", "tensorboard"}  # what only extras bring
+ABSENT = HEAVY | {"pyarrow", "gguf", "vaderSentiment", "tensorboard"}  # what only extras bring
 BLOCKED = f"""
 import sys
 from importlib.abc import MetaPathFinder
@@ -93,6 +93,7 @@ def test_environment_agents_and_command_line_work_without_extras():
         "env = gym.make('PrefAcquire-v0')\n"
         "observation, _ = env.reset(seed=0)\n"
         "env.step(agents.make('drts', seed=0).predict(observation)[0])\n"
+        "env.step(agents.make('learned', seed=0).predict(observation)[0])\n"
     )
     assert result.returncode == 0, result.stderr
 
@@ -101,7 +102,6 @@ def test_environment_agents_and_command_line_work_without_extras():
     ("code", "extra"),
     [
         ("import prefenv; prefenv.make_world('llm')", "prefenv[llm]"),
-        ("import agents; agents.make('ppo', weights='x')", "prefenv[rl]"),
         ("import prefenv; prefenv.make_world('replay', pools='x')", "prefenv[replay]"),
         ("from experiments.pools_embed import *; embed_pools(PoolsEmbedConfig(Path('x')))", "prefenv[replay]"),
         ("from experiments.pools_import import *; pools_import(ImportAlpacaEval(source=Path('x')))", "prefenv[replay]"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
@@ -101,9 +102,17 @@ class SB3VecEnv(VecEnv):
         self.envs.close()
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """The vector environment's attribute, once for each environment asked for; spaces are those of one."""
+        """The vector environment's attribute, once for each environment asked for; spaces are those of one.
+
+        Raises:
+            AttributeError: neither the vector environment nor its members have it.
+        """
         name = f"single_{attr_name}" if attr_name in ("action_space", "observation_space") else attr_name
-        value = getattr(self.envs.unwrapped, name)
+        vector = self.envs.unwrapped
+        if isinstance(vector, SyncVectorEnv) and not hasattr(vector, name):
+            each = vector.get_attr(name)
+            return [each[index] for index in self._get_indices(indices)]
+        value = getattr(vector, name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
@@ -113,8 +122,11 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the vector environment that answers with a row for each environment."""
-        rows: Sequence[Any] = getattr(self.envs.unwrapped, method_name)(*method_args, **method_kwargs)
+        """Call a method of the vector environment that answers with a row for each, or that of each of its members."""
+        vector = self.envs.unwrapped
+        each = not hasattr(vector, method_name) and isinstance(vector, SyncVectorEnv)
+        method = partial(vector.call, method_name) if each else getattr(vector, method_name)  # type: ignore[attr-defined]
+        rows: Sequence[Any] = method(*method_args, **method_kwargs)
         return [rows[index] for index in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:

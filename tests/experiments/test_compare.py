@@ -315,16 +315,6 @@ def test_ppo_is_trained_once_and_its_weights_are_not_mixed(tmp_path):
         compare(dataclasses.replace(settings, ppo_weights=other, seeds=3))
 
 
-def test_train_command_refuses_to_go_on_under_other_settings(tmp_path, capsys):
-    pytest.importorskip("torch")
-    arguments = ["train", "--out", str(tmp_path), "--steps", "80", "--n-envs", "2", "--no-progress"]
-    assert cli.main(arguments) == 0
-    assert "ppo.safetensors" in capsys.readouterr().out
-    assert cli.main([*arguments, "--rounds", "3"]) == 2
-    assert "other settings" in capsys.readouterr().err
-    assert cli.main(["train", "--out", str(tmp_path), "--steps", "0"]) == 2
-
-
 class TestReport:
     def run(self, agent, seed, curve, **changes):
         values = {"spent": [0, 4, 8], "curves": {"win_rate": curve}, "labels": 8, "seconds_choosing": 0.5} | changes

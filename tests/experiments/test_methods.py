@@ -56,7 +56,24 @@ def test_a_table_for_each_world_and_form_and_it_goes_on(tmp_path, small, capsys)
     capsys.readouterr()
 
 
-def test_every_method_without_training_is_asked_for(tmp_path, small, monkeypatch, capsys):
+def test_how_far_the_learned_policy_is_ahead_has_its_sign():
+    def numbers(area):
+        names = ("final", "reward model", "capability")
+        return {name: np.zeros(4) for name in names} | {
+            "area": np.array(area) + np.array([0.0, 0.01, 0.0, 0.01]), "microseconds": np.ones(1),
+        }  # fmt: skip
+
+    place = {"random": numbers(0.5), "drts": numbers(0.52), "learned": numbers(0.55), "oracle-greedy": numbers(0.6)}
+    rows = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in table(place).splitlines()}
+    assert rows["method"] == "learned is ahead by, points"
+    assert rows["drts"].startswith("+3.00")
+    assert rows["oracle-greedy (privileged)"].startswith("-5.00")
+    assert rows["learned"] == "-"
+    del place["learned"]
+    assert "learned" not in table(place)
+
+
+def test_every_method_that_needs_no_weights_is_asked_for(tmp_path, small, monkeypatch, capsys):
     ran = []
 
     def run(config, cell, bar):
@@ -70,7 +87,7 @@ def test_every_method_without_training_is_asked_for(tmp_path, small, monkeypatch
         expected = {
             key
             for key, spec in agents.AGENTS.items()
-            if not spec.learned and (form == QUARTER or spec.family != "prompts")
+            if not spec.needs_weights and (form == QUARTER or spec.family != "prompts")
         }
         assert here == expected
     capsys.readouterr()
@@ -119,7 +136,11 @@ def test_all_places_have_as_many_labels():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--seeds", "1"], "seeds=1"), (["--agents", "ppo"], "method without training"), (["--agents", "drst"], "drts")],
+    [
+        (["--seeds", "1"], "seeds=1"),
+        (["--agents", "ppo"], "method that needs no weights"),
+        (["--agents", "drst"], "drts"),
+    ],
 )
 def test_wrong_input_is_told(tmp_path, arguments, message, capsys):
     assert cli.main(["methods", "--out", str(tmp_path), *arguments]) == 2
