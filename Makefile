@@ -8,7 +8,7 @@ OUT ?= runs/demo
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
-	$(BIN)/prefenv compare --agents random dts drts deltaucb infomax ppo maxmin oracle-greedy --seeds 50 --out $(OUT)
+	$(BIN)/prefenv compare --agents random dts drts deltaucb infomax ppo learned maxmin oracle-greedy --seeds 50 --out $(OUT)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
