@@ -78,11 +78,7 @@ def imitate(
             writer.add_scalar("imitation/loss", loss, number)
             numbers.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             if (number + 1) % max(episodes // CHECKPOINTS, 1) == 0 or number + 1 == episodes:
-                found = {} if evaluate is None else evaluate(torch_score(learning.averaged))
-                for name, value in found.items():
-                    writer.add_scalar(f"held_out/{name}", value, number + 1)
-                append_line(folder / "curve.jsonl", {"imitation": number + 1, **found})
-                learning.save(folder / "imitation.pt", number + 1)
+                _watch(learning, folder, number + 1, evaluate, writer)
     writer.close()
     weights = folder / "imitation.safetensors"
     with torch.no_grad():
@@ -90,6 +86,16 @@ def imitate(
     with whole_file(weights) as partial:
         save_scorer(learning.averaged, partial, note=f"imitation of oracle-greedy, {episodes} episodes, seed {seed}")
     return weights
+
+
+def _watch(learning: _Learning, folder: Path, episodes: int, evaluate: Evaluate | None, writer: SummaryWriter) -> None:
+    """Evaluate where that is asked for, and save."""
+    found = {} if evaluate is None else evaluate(torch_score(learning.averaged))
+    for name, value in found.items():
+        writer.add_scalar(f"held_out/{name}", value, episodes)
+    if found:
+        append_line(folder / "curve.jsonl", {"imitation": episodes, **found})
+    learning.save(folder / "imitation.pt", episodes)
 
 
 class _Learning:
