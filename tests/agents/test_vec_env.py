@@ -135,3 +135,30 @@ def test_attributes_are_shared_and_cannot_be_set():
     with pytest.raises(NotImplementedError, match="share"):
         envs.set_attr("budget", 8)
     envs.close()
+
+
+def test_members_of_a_sync_vector_answer_for_themselves():
+    envs = SB3VecEnv(gym.make_vec("prefenv:PrefAcquireSequential-v0", num_envs=2, n_prompts=2, n_candidates=3))
+    envs.reset()
+    envs.step(np.array([1, 4]))
+    first, second = envs.env_method("action_masks")
+    assert np.flatnonzero(~first).tolist() == [1]
+    assert np.flatnonzero(~second).tolist() == [4]
+    assert np.flatnonzero(~envs.env_method("action_masks", indices=1)[0]).tolist() == [4]
+    assert envs.has_attr("action_masks")
+    assert envs.get_attr("privileged", indices=[0]) == [False]
+    with pytest.raises(AttributeError):
+        envs.get_attr("nothing_of_the_kind")
+    assert not envs.has_attr("nothing_of_the_kind")
+
+
+def test_infos_of_a_reset_are_those_of_the_new_episode():
+    envs = adapted(n=2)
+    envs.reset()
+    before = envs.reset_infos
+    for _ in range(3):
+        _, _, done, infos = envs.step(np.zeros((2, 3), dtype=np.int64))
+    assert done.all()
+    assert [info["labels"] for info in infos] == [7, 7]
+    assert [info["labels"] for info in envs.reset_infos] == [0, 0]
+    assert envs.reset_infos != before

@@ -57,7 +57,15 @@ def test_settings_lie_in_their_ranges_and_reach_all_kinds():
         assert {settings.on_policy for settings in drawn} == {True, False}
         assert any(settings.skill_spread == settings.style_spread == 0 for settings in drawn)
         assert any(settings.warm_labels == 0 for settings in drawn)
-        assert any(settings.oracle_flip > 0 for settings in drawn)
+        assert 0.55 < np.mean([settings.oracle_flip == 0 for settings in drawn]) < 0.78
+        assert 0.55 < np.mean([settings.oracle_tie == 0 for settings in drawn]) < 0.78
+        assert 0.4 < np.mean([settings.warm_labels == 0 for settings in drawn]) < 0.6
+        assert 0.4 < np.mean([settings.reference_strength == 0 for settings in drawn]) < 0.6
+        assert 0.17 < np.mean([settings.skill_spread == 0 for settings in drawn]) < 0.33
+        assert 0.17 < np.mean([settings.on_policy for settings in drawn]) < 0.33
+        for settings in drawn:
+            low, high = (20 * limit if settings.loss == "simpo" else limit for limit in ranges.beta)
+            assert low <= settings.beta <= high
         assert any(settings.n_generators == settings.n_candidates for settings in drawn)
         assert any(settings.n_generators > settings.n_candidates for settings in drawn)
         assert {settings.posterior for settings in drawn} == {"linear"}  # kept out: what no training has met
