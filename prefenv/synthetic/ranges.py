@@ -65,6 +65,12 @@ class Ranges:
             low, high = getattr(self, name)
             if whole_number(f"{name}, lowest", low, least) > whole_number(f"{name}, highest", high, least):
                 raise ValueError(f"{name}={(low, high)}: the lowest comes first")
+        for name in ("reward_scale", "beta", "learning_rate", "prior_std", "gradient_steps", "warm_labels"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}={(low, high)} is drawn by its logarithm: both above 0, the lowest first")
+        if self.generators_each[0] < 1:
+            raise ValueError(f"generators_each={self.generators_each}: each candidate has a generator, so at least 1")
 
     def draw(self, rng: np.random.Generator) -> SyntheticSettings:
         """Settings of one world.

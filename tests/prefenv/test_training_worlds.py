@@ -83,6 +83,13 @@ def test_wrong_ranges_are_told():
         Ranges(n_prompts=(5, 2))
     with pytest.raises(ValueError, match="n_candidates"):
         Ranges(n_candidates=(1, 2))
+    for name in ("reward_scale", "beta", "learning_rate", "prior_std", "gradient_steps", "warm_labels"):
+        with pytest.raises(ValueError, match=name):
+            Ranges(**{name: (0, 2)})
+        with pytest.raises(ValueError, match=name):
+            Ranges(**{name: (3, 2)})
+    with pytest.raises(ValueError, match="generators_each"):
+        Ranges(generators_each=(0.5, 2.0))
 
 
 def test_observations_lie_in_their_space_and_are_padded():
