@@ -29,8 +29,9 @@ class HeldOut:
     """Called with a score: name → number, each larger for a better score.
 
     Of the presets, the area under the win-rate curve less that of random pairs in the same worlds, in points of win
-    rate; of settings drawn at random, the mean headroom taken. Seeds are neither those of training nor those that are
-    compared.
+    rate; of settings drawn at random, the mean headroom taken, in the unit of
+    :class:`prefenv.training_worlds.TrainingWorlds`, which is the spread of the headroom where that is larger. Seeds are
+    neither those of training nor those that are compared.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from prefenv.vector import PrefAcquireVectorEnv
 
 DRAWN = "drawn"
 PRESETS = {"quick": (80, 25_000), "full": (1200, 600_000)}
-"""Preset → episodes of imitation, environment steps. ``quick`` is a few minutes of two cores, ``full`` a few hours."""
+"""Preset → episodes of imitation, environment steps. ``quick`` is a few minutes of two cores, ``full`` half an hour."""
 MOST_LESSONS = 5000  # episodes of imitation, of a thousand seeds each
 WORLDS_EACH = 8  # that share drawn settings
 
@@ -60,7 +60,7 @@ class TrainConfig:
     device: str = "auto"
     """Of the network: cpu, cuda, or auto, a GPU where there is one. Another device rounds otherwise."""
     held_out: bool = True
-    """Evaluate now and then in simulated worlds that are not trained in; half a minute in all."""
+    """Evaluate now and then in simulated worlds that are not trained in; a minute or two in all."""
     progress: bool = True
     """Show a progress bar."""
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
@@ -111,8 +111,9 @@ def train(config: TrainConfig) -> Path:
         start = imitate(_lessons(config.seed), config.out, imitation, **rest)
     worlds = _drawn_worlds(config) if settings is None else _named_worlds(config, settings, sequential)
     weights = train_agent(worlds, config.out, steps, config.algorithm, start=start, **rest)
-    if held_out:
-        curve_picture(config.out / "curve.jsonl", config.out / "curve.png")
+    curve = config.out / "curve.jsonl"
+    if curve.exists():  # of this run, or of the one that it goes on from
+        curve_picture(curve, config.out / "curve.png")
     return weights
 
 

@@ -65,9 +65,10 @@ def imitate(
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    scorer = PairScorer().to(get_device(device))
-    learning = _Learning(scorer)
+    with torch.random.fork_rng(devices=[]):  # layers draw their weights from torch's own generator
+        torch.manual_seed(seed)
+        scorer = PairScorer()
+    learning = _Learning(scorer.to(get_device(device)))
     begun = learning.load(folder / "imitation.pt")
     writer = SummaryWriter(str(folder / "tensorboard" / "imitation"))
     numbers = tqdm(range(begun, episodes), initial=begun, total=episodes, unit="episode", disable=not progress)

@@ -120,7 +120,9 @@ class _Progress(BaseCallback):
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add a JSON line to a file."""
+    """Add a JSON line to a file; a last line that a crash cut short is dropped."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(entry)) + "\n")
 

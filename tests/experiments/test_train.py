@@ -274,6 +274,27 @@ def test_weights_are_halfway_between_imitation_and_what_reinforcement_learning_m
         np.testing.assert_allclose(value, (start[name] + after[name].numpy()) / 2, atol=1e-7)
 
 
+def test_a_line_of_the_curve_that_a_crash_cut_short_is_dropped(tmp_path, small):
+    train(config(tmp_path, steps=320))
+    lines = len(curve(tmp_path))
+    with (tmp_path / "curve.jsonl").open("a") as file:
+        file.write('{"steps": 320, "synth')
+    train(config(tmp_path, steps=640))
+    assert len(curve(tmp_path)) > lines
+    assert all("synthetic" in entry for entry in curve(tmp_path))
+
+
+def test_a_finished_training_that_nobody_watched_can_be_started_again(tmp_path, small):
+    first = train(config(tmp_path, imitation=0, steps=320, held_out=False)).read_bytes()
+    assert train(config(tmp_path, imitation=0, steps=320)).read_bytes() == first
+
+
+def test_imitation_leaves_torchs_own_generator_alone(tmp_path):
+    before = torch.random.get_rng_state()
+    imitate(lambda number: command._lessons(0)(number)[:1], tmp_path, episodes=1, progress=False)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
 def test_a_network_begins_as_the_random_agent(tmp_path):
     torch.manual_seed(0)
     scorer = PairScorer()
